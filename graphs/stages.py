@@ -1,0 +1,125 @@
+"""The three stages a frame passes (encode → converse → decode) as typed protocols, and what they exchange.
+
+A stage is called with one batch at a time and answers every entry of it. It numbers frames per conversation
+and is idempotent: a frame it has done is answered from its replay buffer, the next one is done, a later one
+is refused with the number it needs. That, and the epoch, is what makes a retry after a fault safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Pcm = npt.NDArray[np.int16]
+Codes = npt.NDArray[np.int16]
+
+
+class FrameKey(NamedTuple):
+    """Names one 80 ms frame of one conversation under one ownership.
+
+    `epoch` grows each time the conversation changes hands; only the router raises it. `frame` counts from 0
+    at the first frame after the prompt.
+    """
+
+    session: str
+    epoch: int
+    frame: int
+
+
+class Verdict(IntEnum):
+    """What a stage did with one entry of a batch."""
+
+    DONE = 0  # computed now
+    REPLAYED = 1  # had been computed before, answered from the replay buffer
+    NEED = 2  # an earlier frame is missing: `detail` is the frame the stage waits for
+    STALE = 3  # the entry's epoch is over: `detail` is the epoch in force
+    UNKNOWN = 4  # no such conversation here
+    FAILED = 5  # this conversation's state is broken (bad input); the others are untouched
+
+
+class StageBatch(NamedTuple):
+    """One call of a stage. `data` is [n, ...], row i belongs to `keys[i]`; a session appears at most once."""
+
+    keys: tuple[FrameKey, ...]
+    data: npt.NDArray[np.int16]
+
+
+class StageReply(NamedTuple):
+    """The answer, entry by entry, in the order of the batch."""
+
+    keys: tuple[FrameKey, ...]
+    verdicts: tuple[Verdict, ...]
+    details: tuple[int, ...]  # see Verdict.NEED and Verdict.STALE, else 0
+    data: npt.NDArray[np.int16]  # rows of refused entries are zero
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a conversation's tokens are drawn; the defaults are the published ones. Temperature 0 is greedy."""
+
+    text_temperature: float = 0.7
+    text_top_k: int = 25
+    audio_temperature: float = 0.8
+    audio_top_k: int = 250
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """All that determines a conversation beside what its user says. Same spec, same audio, same tokens."""
+
+    voice: str  # a name from the checkpoint's voices
+    role: str  # the text prompt, without its <system> wrapping; may be empty
+    seed: int  # 0 … 2**63 - 1, drawn by the server where the client gave none
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+class ConverseReply(NamedTuple):
+    """What one frame step gave.
+
+    `frames.data` is [n, 9] int16: the text token and the agent's 8 codes of that very frame (codebooks 1-7
+    are de-delayed). `journal` is [n, 17] int16: the raw input column the step ran on.
+    `ready` names conversations whose prompt finished in this step. `pending` counts prompts still to prefill,
+    so the caller knows to call again even when no frame waits.
+    """
+
+    frames: StageReply
+    journal: npt.NDArray[np.int16]
+    ready: tuple[tuple[str, int], ...]  # (session, epoch)
+    failed: tuple[tuple[str, int, str], ...]  # (session, epoch, reason): prompts that could not be built
+    pending: int
+
+
+class CodecStage(Protocol):
+    """Mimi encode (PCM [n, 1920] → codes [n, 8]) or decode (codes [n, 8] → PCM [n, 1920])."""
+
+    def open(self, session: str, epoch: int, slot: int) -> None: ...
+
+    def step(self, batch: StageBatch) -> StageReply: ...
+
+    def close(self, session: str, epoch: int) -> None: ...
+
+
+class ConverseStage(Protocol):
+    """The language model: user codes [n, 8] in, agent tokens [n, 9] out. An empty batch only prefills."""
+
+    def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> None: ...
+
+    def step(self, batch: StageBatch) -> ConverseReply: ...
+
+    def close(self, session: str, epoch: int) -> None: ...
+
+
+def empty_batch(width: int) -> StageBatch:
+    """A batch of no entries, for a stage whose rows are `width` wide."""
+    return StageBatch((), np.zeros((0, width), dtype=np.int16))
+
+
+def reply_all(keys: Sequence[FrameKey], verdict: Verdict, width: int) -> StageReply:
+    """The same verdict for every entry, with rows of zeros."""
+    n = len(keys)
+    return StageReply(tuple(keys), (verdict,) * n, (0,) * n, np.zeros((n, width), dtype=np.int16))
