@@ -78,6 +78,13 @@ class SessionSpec:
     sampling: Sampling = field(default_factory=Sampling)
 
 
+class PromptInfo(NamedTuple):
+    """What a conversation starts from: the frames of its prompt, and a hash of all that went into them."""
+
+    frames: int
+    digest: str
+
+
 class ConverseReply(NamedTuple):
     """What one frame step gave.
 
@@ -107,7 +114,7 @@ class CodecStage(Protocol):
 class ConverseStage(Protocol):
     """The language model: user codes [n, 8] in, agent tokens [n, 9] out. An empty batch only prefills."""
 
-    def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> None: ...
+    def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> PromptInfo: ...
 
     def step(self, batch: StageBatch) -> ConverseReply: ...
 

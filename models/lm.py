@@ -44,9 +44,7 @@ class DepthLayer(nn.Module):
         self.norm1 = RMSNorm(dim, device)
         self.norm2 = RMSNorm(dim, device)
         self.self_attn = AttentionWeights(dim, AUDIO_CODEBOOKS, device, dtype)
-        self.gating = nn.ModuleList(
-            Gating(dim, config.depformer_hidden, device, dtype) for _ in range(AUDIO_CODEBOOKS)
-        )
+        self.gating = nn.ModuleList(Gating(dim, config.depformer_hidden, device, dtype) for _ in range(AUDIO_CODEBOOKS))
 
 
 class Layers(nn.Module):

@@ -1,0 +1,106 @@
+"""Attention of rows over their slots' rings, reduced in an order that depends on nothing but the row itself.
+
+The order is what makes a cache rebuilt from a journal, in chunks, equal bit for bit to the one that was filled
+frame by frame: keys stand at position % capacity, products over them are summed in fixed blocks, and a row is
+computed the same whether one, four or sixty-four rows are. Measured on CPU in fp32: a matrix product gives a row
+the same bits for any number of rows from four on, but others for one to three, and its sum over keys is split
+differently from 384 keys on. Hence ROW_PAD and SUM_BLOCK. `tests/unit/graphs/test_attention.py` checks it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graphs.kv_cache import KEY_BLOCK, KVCache, round_up
+
+ROW_PAD = 4
+SUM_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive rows of one slot in a step: row start + i is position first + i."""
+
+    start: int
+    count: int
+    slot: int
+    first: int
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One span's share of the attention: which rows, which keys, and what each row may see."""
+
+    rows: slice
+    slot: int
+    keys: int
+    mask: Tensor  # [padded rows, keys] fp32, 0 or -inf
+
+
+class SpanAttention:
+    """The portable backend: torch operators, one small batch of products per span, over the keys that exist.
+
+    Serves any device. On CUDA it launches many kernels and is not captured; see docs/decisions/rows.md.
+    """
+
+    def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
+        device = cache.keys.device
+        self._cache = cache
+        self._scale = float(cache.keys.shape[-1]) ** -0.5
+        slots = [span.slot for span in spans for _ in range(span.count)]
+        ring = [(span.first + i) % cache.capacity for span in spans for i in range(span.count)]
+        self._slots = torch.tensor(slots, device=device)
+        self._ring = torch.tensor(ring, device=device)
+        self._rows = [row for span in spans for row in range(span.start, span.start + span.count)]
+        self._contiguous = self._rows == list(range(len(self._rows)))
+        self._jobs = [self._job(span) for span in spans]
+
+    def _job(self, span: Span) -> _Job:
+        cache, device = self._cache, self._cache.keys.device
+        wrapped = span.last >= cache.capacity
+        keys = cache.capacity if wrapped else round_up(span.last + 1, KEY_BLOCK)
+        index = torch.arange(keys, device=device)
+        held = span.last - (span.last - index) % cache.capacity  # the position whose key stands at each index
+        rows = torch.arange(span.first, span.first + round_up(span.count, ROW_PAD), device=device).unsqueeze(1)
+        seen = (held >= 0) & (held <= rows) & (held > rows - cache.window)
+        mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))
+        # Padding rows repeat the last real one: a row that sees nothing would be NaN.
+        mask[span.count :] = mask[span.count - 1]
+        return _Job(slice(span.start, span.start + span.count), span.slot, keys, mask)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [rows, heads, head_dim] → [rows, heads, head_dim]; rows in no span come back as zeros."""
+        if self._contiguous:
+            count = len(self._rows)
+            self._cache.write(layer, self._slots, self._ring, k[:count], v[:count])
+        else:
+            self._cache.write(layer, self._slots, self._ring, k[self._rows], v[self._rows])
+        out = torch.zeros_like(q)
+        layer_keys, layer_values = self._cache.keys[layer], self._cache.values[layer]
+        for job in self._jobs:
+            keys, values = layer_keys[job.slot, :, : job.keys], layer_values[job.slot, :, : job.keys]
+            out[job.rows] = self._attend(q[job.rows], keys, values, job.mask)
+        return out
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """q [n, heads, d]; keys, values [heads, L, d]; mask [padded n, L] → [n, heads, d]."""
+        count = q.shape[0]
+        padding = mask.shape[0] - count
+        if padding:
+            q = torch.cat((q, q[-1:].expand(padding, -1, -1)))
+        heads_first = q.transpose(0, 1).to(keys.dtype)
+        scores = torch.matmul(heads_first, keys.transpose(1, 2)).float() * self._scale + mask
+        weights = torch.softmax(scores, dim=-1).to(values.dtype)
+        mixed = torch.matmul(weights[..., :SUM_BLOCK], values[:, :SUM_BLOCK])
+        for start in range(SUM_BLOCK, keys.shape[1], SUM_BLOCK):
+            stop = start + SUM_BLOCK
+            mixed = mixed + torch.matmul(weights[..., start:stop], values[:, start:stop])
+        return mixed.transpose(0, 1)[:count].to(q.dtype)

@@ -1,0 +1,91 @@
+"""The conversation engine of a checkpoint: what a session asks for (voice, role, seed), turned into a slot's life."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from graphs.sampling import MAX_TOP_K
+from graphs.slot_engine import DEFAULT_TILE, SlotEngine, StepOut
+from graphs.stages import Sampling, SessionSpec
+from models.checkpoint import Checkpoint
+from models.lm import LanguageModel
+from models.prompt import Prompt, build_prompt
+
+
+class PromptInfo(NamedTuple):
+    """What became of a session's voice and role: how many frames to prefill, and their hash."""
+
+    frames: int
+    digest: str
+
+
+class ConversationEngine:
+    """SlotEngine for people: slots are opened by SessionSpec, with voices and tokenizer of the checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, slots: int, *, tile: int = DEFAULT_TILE) -> None:
+        """Raises ValueError if the checkpoint was loaded without its language model."""
+        if checkpoint.lm is None:
+            raise ValueError("this checkpoint was loaded without its language model: ask for the part 'lm'")
+        self._checkpoint = checkpoint
+        self.slot_engine = SlotEngine(checkpoint.lm, slots, tile=tile)
+        self.numerics_id = numerics_id(checkpoint.lm, checkpoint.weights_hash, tile)
+
+    def prompt(self, spec: SessionSpec) -> Prompt:
+        """The columns of a session's system prompt. Raises ValueError with a sentence for the user."""
+        checkpoint = self._checkpoint
+        if not checkpoint.voices.has(spec.voice):
+            known = ", ".join(checkpoint.voices.names())
+            raise ValueError(f"there is no voice {spec.voice!r}; this model has {known}")
+        if spec.role_tokens is not None:
+            tokens: Sequence[int] = spec.role_tokens
+        elif not spec.role:
+            tokens = ()
+        elif checkpoint.tokenizer is None:
+            raise ValueError("this checkpoint has no tokenizer, so it can take no role")
+        else:
+            tokens = checkpoint.tokenizer.encode_role(spec.role)
+        return build_prompt(
+            checkpoint.lm_config,
+            checkpoint.voices.load(spec.voice),
+            tokens,
+            silence_codes=checkpoint.silence_codes,
+            sine_codes=checkpoint.sine_codes,
+        )
+
+    def open(self, slot: int, spec: SessionSpec) -> PromptInfo:
+        """Gives `slot` to a new conversation. Raises ValueError with a sentence for the user."""
+        check_sampling(spec.sampling)
+        prompt = self.prompt(spec)
+        self.slot_engine.open(slot, prompt, spec.sampling, spec.seed)
+        return PromptInfo(prompt.frames, prompt.digest)
+
+    def step(self, slots: Sequence[int], codes: npt.NDArray[np.int16]) -> StepOut:
+        """See SlotEngine.step: a frame for each of `slots`, and a tile of waiting prompts beside them."""
+        return self.slot_engine.step(slots, codes)
+
+    def close(self, slot: int) -> None:
+        """Frees a slot; closing a free one is no error, since whoever closes may be cleaning up."""
+        self.slot_engine.close(slot)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises ValueError if a temperature or top-k is outside what the step can draw from."""
+    for name, temperature in (("text", sampling.text_temperature), ("audio", sampling.audio_temperature)):
+        if not 0.0 <= temperature <= 10.0:
+            raise ValueError(f"{name} temperature {temperature} is not in 0 … 10")
+    for name, top_k in (("text", sampling.text_top_k), ("audio", sampling.audio_top_k)):
+        if not 1 <= top_k <= MAX_TOP_K:
+            raise ValueError(f"{name} top-k {top_k} is not in 1 … {MAX_TOP_K}")
+
+
+def numerics_id(model: LanguageModel, weights_hash: str, tile: int) -> str:
+    """Engines of equal id compute equal bits from equal inputs; recovery is only token-identical between those."""
+    on_cpu = model.device.type == "cpu"
+    capability = torch.backends.cpu.get_cpu_capability() if on_cpu else f"cuda{torch.version.cuda}"
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{weights_hash[:16]}-{dtype}-{capability}-torch{torch.__version__}-spans-t{tile}"

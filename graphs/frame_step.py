@@ -1,0 +1,129 @@
+"""The frame step: one pass over rows of many slots, then one frame of tokens for each row that asks for it.
+
+embed → temporal layers → text sample → eight depth steps with audio samples → write back. Within the 80 ms of a
+frame this is the largest part; encode and decode of the codec come on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from graphs.attention import ROW_PAD, Span, SpanAttention
+from graphs.kv_cache import KVCache, round_up
+from graphs.sampling import SamplingRows, sample
+from graphs.stages import Sampling
+from models.config import AUDIO_CODEBOOKS
+from models.lm import DepthPass, LanguageModel
+
+GENERATED = 1 + AUDIO_CODEBOOKS  # text and the agent's codes
+
+LogitsProbe = Callable[[Tensor, Tensor], None]  # text [emits, card] and audio [emits, 8, card], fp32
+
+
+@dataclass(frozen=True)
+class Emit:
+    """A row from which the next column's text and agent tokens are drawn.
+
+    row: index into the step's rows; column: the column being filled (the sampling counter);
+    given: [9] int16, tokens that are known already, -2 where the model chooses.
+    """
+
+    row: int
+    column: int
+    given: npt.NDArray[np.int16]
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True)
+class Override:
+    """Rows whose input embedding is given (a published voice prompt): rows start.. take embeddings [n, dim]."""
+
+    start: int
+    embeddings: Tensor
+
+
+class FrameStep:
+    """Runs rows through the model. Holds no conversation's state but the KV cache, which rows address by slot."""
+
+    def __init__(self, model: LanguageModel, cache: KVCache, *, fixed_rows: int = 0, fixed_emits: int = 0) -> None:
+        """fixed_rows, fixed_emits: pad every step to these counts (one shape, for capture); 0 pads to fours."""
+        self._model = model
+        self._cache = cache
+        self._fixed_rows = fixed_rows
+        self._fixed_emits = fixed_emits
+        self.probe: LogitsProbe | None = None
+
+    @torch.inference_mode()
+    def run(
+        self,
+        tokens: npt.NDArray[np.int16],
+        spans: Sequence[Span],
+        emits: Sequence[Emit],
+        overrides: Sequence[Override] = (),
+    ) -> npt.NDArray[np.int16]:
+        """tokens: [rows, 17] input columns; every row belongs to exactly one span. Returns [emits, 9] int16."""
+        model, count = self._model, tokens.shape[0]
+        rows = max(self._fixed_rows, round_up(count, ROW_PAD))
+        padded = np.full((rows, tokens.shape[1]), -1, dtype=np.int64)
+        padded[:count] = tokens
+        positions = np.zeros(rows, dtype=np.int64)
+        for span in spans:
+            positions[span.start : span.start + span.count] = np.arange(span.first, span.first + span.count)
+        x = model.embed(torch.from_numpy(padded).to(model.device))
+        for override in overrides:
+            x[override.start : override.start + override.embeddings.shape[0]] = override.embeddings
+        hidden = model.temporal(x, torch.from_numpy(positions).to(model.device), SpanAttention(self._cache, spans))
+        if not emits:
+            return np.zeros((0, GENERATED), dtype=np.int16)
+        return self._emit(hidden, emits)
+
+    def _emit(self, hidden: Tensor, emits: Sequence[Emit]) -> npt.NDArray[np.int16]:
+        device, count = hidden.device, len(emits)
+        padded = [*emits, *([emits[-1]] * (max(self._fixed_emits, round_up(count, ROW_PAD)) - count))]
+        hidden = hidden[torch.tensor([emit.row for emit in padded], device=device)]
+        given = torch.from_numpy(np.stack([emit.given for emit in padded]).astype(np.int64)).to(device)
+        rows = sampling_rows(padded, device)
+
+        text_logits = self._model.text_logits(hidden)
+        drawn = sample(text_logits, rows.text_temperature, rows.text_top_k, rows.seed, rows.column, 0)
+        token = torch.where(given[:, 0] >= 0, given[:, 0], drawn)
+        out, audio_logits = [token], []
+        depth = DepthPass(self._model, hidden)
+        for codebook in range(AUDIO_CODEBOOKS):
+            logits = depth.logits(codebook, token)
+            drawn = sample(logits, rows.audio_temperature, rows.audio_top_k, rows.seed, rows.column, codebook + 1)
+            known = given[:, codebook + 1]
+            token = torch.where(known >= 0, known, drawn)
+            out.append(token)
+            if self.probe is not None:
+                audio_logits.append(logits)
+        if self.probe is not None:
+            self.probe(text_logits[:count], torch.stack(audio_logits, dim=1)[:count])
+        result: npt.NDArray[np.int16] = torch.stack(out, dim=1)[:count].to(torch.int16).cpu().numpy()
+        return result
+
+
+def sampling_rows(emits: Sequence[Emit], device: torch.device) -> SamplingRows:
+    """Gathers the emits' sampling parameters, a row each."""
+
+    def real(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    def whole(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return SamplingRows(
+        text_temperature=real([emit.sampling.text_temperature for emit in emits]),
+        text_top_k=whole([emit.sampling.text_top_k for emit in emits]),
+        audio_temperature=real([emit.sampling.audio_temperature for emit in emits]),
+        audio_top_k=whole([emit.sampling.audio_top_k for emit in emits]),
+        seed=whole([emit.seed for emit in emits]),
+        column=whole([emit.column for emit in emits]),
+    )
