@@ -1,0 +1,160 @@
+"""A caller: one full-duplex conversation over /api/chat, asyncio, on an 80 ms clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import sphn
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+from loadtest.chat_wire import ChatOptions, Kind, Message, audio_message, chat_url, parse
+from loadtest.speech import FRAME_S, RATE, Recording, Samples
+from loadtest.timings import Timings
+
+CLOSE_GRACE_S = 2.0
+
+
+class ChatFailed(Exception):
+    """A conversation did not come about, or broke. The message is a sentence for the user."""
+
+    def __init__(self, message: str, close_code: int | None = None) -> None:
+        super().__init__(message)
+        self.close_code = close_code
+
+
+class Refused(ChatFailed):
+    """The server would not take the call."""
+
+
+class Lost(ChatFailed):
+    """The call was up and ended before its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedText:
+    """A piece of the agent's words, and how far its voice was when it came."""
+
+    start_s: float
+    text: str
+
+
+@dataclass
+class Conversation:
+    """What came of a call. `agent` [n] float32 is as long as the caller's recording."""
+
+    timings: Timings
+    agent: Samples = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    text: list[TimedText] = field(default_factory=list)
+
+
+async def hold_conversation(
+    server: str,
+    recording: Recording,
+    options: ChatOptions,
+    *,
+    on_frame: Callable[[int], None] | None = None,
+    ready_timeout_s: float = 120.0,
+    silence_timeout_s: float = 20.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Conversation:
+    """Plays `recording` to the agent in real time and listens until as much has come back.
+
+    `on_frame` is told how many frames of the agent have been heard. Raises Refused before the agent is ready,
+    Lost after it, WireError when the server does not speak /api/chat, and ValueError for an address that is none.
+    """
+    url = chat_url(server, options)
+    timings = Timings(opened_s=clock())
+    try:
+        connection = await connect(
+            url, additional_headers=options.headers, compression=None, max_size=2**20, open_timeout=ready_timeout_s
+        )
+    except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
+        raise Refused(f"{server} did not take the call: {error or type(error).__name__}") from error
+    async with connection:
+        await _until_ready(connection, timings, ready_timeout_s, clock)
+        sender = asyncio.create_task(_speak(connection, recording, timings, clock))
+        try:
+            return await _listen(connection, recording, timings, on_frame, silence_timeout_s, clock)
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
+
+async def _until_ready(
+    connection: ClientConnection, timings: Timings, timeout_s: float, clock: Callable[[], float]
+) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await _next(connection, Refused)
+                if message.kind is Kind.HANDSHAKE:
+                    timings.on_ready(clock())
+                    return
+    except TimeoutError:
+        raise Refused(f"the agent was not ready within {timeout_s:.0f} s") from None
+
+
+async def _speak(
+    connection: ClientConnection, recording: Recording, timings: Timings, clock: Callable[[], float]
+) -> None:
+    """Sends frame k when a microphone would have it whole, k + 1 frames after the start."""
+    start_s = clock()
+    for frame, ogg in enumerate(recording.ogg):
+        due_s = start_s + (frame + 1) * FRAME_S
+        await asyncio.sleep(max(0.0, due_s - clock()))
+        await connection.send(audio_message(ogg))
+        timings.on_sent(clock(), due_s)
+
+
+async def _listen(
+    connection: ClientConnection,
+    recording: Recording,
+    timings: Timings,
+    on_frame: Callable[[int], None] | None,
+    timeout_s: float,
+    clock: Callable[[], float],
+) -> Conversation:
+    """Reads until the agent has spoken, or kept silent, for as long as the recording lasts."""
+    heard = Conversation(timings)
+    reader = sphn.OpusStreamReader(RATE)
+    parts: list[Samples] = []
+    while timings.heard_samples < len(recording.pcm):
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await _next(connection, Lost)
+        except TimeoutError:
+            raise Lost(f"nothing came from the server for {timeout_s:.0f} s") from None
+        if message.kind is Kind.TEXT:
+            heard.text.append(TimedText(timings.heard_samples / RATE, message.text))
+        elif message.kind is Kind.AUDIO:
+            pcm = reader.append_bytes(message.payload)
+            if len(pcm):
+                parts.append(pcm)
+                timings.on_heard(clock(), len(pcm))
+                if on_frame is not None:
+                    on_frame(min(len(timings.heard_s), recording.frames))
+    heard.agent = np.concatenate(parts)[: len(recording.pcm)]
+    return heard
+
+
+async def _next(connection: ClientConnection, failure: type[ChatFailed]) -> Message:
+    """The next message; an error message or the socket's end is raised as `failure`."""
+    try:
+        message = parse(await connection.recv())
+        if message.kind is not Kind.ERROR:
+            return message
+        # The close that follows says why in a code; a server that never closes is not waited for.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_GRACE_S):
+                await connection.wait_closed()
+        raise failure(message.text, connection.close_code)
+    except ConnectionClosed as closed:
+        code = closed.rcvd.code if closed.rcvd else None
+        reason = closed.rcvd.reason if closed.rcvd and closed.rcvd.reason else "without a reason"
+        raise failure(f"the server closed the connection ({code or 'no code'}): {reason}", code) from closed

@@ -1,0 +1,137 @@
+"""The caller against a server of a few lines: what it sends, what it hears, and how it says that a call failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from loadtest.chat_client import Lost, Refused, hold_conversation
+from loadtest.chat_wire import ChatOptions, WireError
+from loadtest.speech import RATE, Recording
+
+Handler = Callable[[ServerConnection], Awaitable[None]]
+
+TONE = Recording.of("tone", (0.3 * np.sin(2 * np.pi * 300 * np.arange(3 * 1920 - 500) / RATE)).astype(np.float32))
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    async with serve(handler, "127.0.0.1", 0, compression=None) as server:
+        host, port = next(iter(server.sockets)).getsockname()[:2]
+        yield f"http://{host}:{port}"
+
+
+async def echo(connection: ServerConnection) -> None:
+    """Says each frame back, with a word before the second."""
+    await connection.send(b"\x00")
+    frame = 0
+    async for message in connection:
+        assert isinstance(message, bytes)
+        if frame == 1:
+            await connection.send(b"\x02 hi")
+        await connection.send(message)
+        frame += 1
+
+
+async def test_a_conversation_hears_as_much_as_it_said() -> None:
+    heard: list[int] = []
+    asked: list[str] = []
+
+    async def handler(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        asked.append(connection.request.path)
+        asked.append(connection.request.headers.get("authorization", ""))
+        await echo(connection)
+
+    async with serving(handler) as server:
+        options = ChatOptions(voice="A", seed=3, key="secret")
+        conversation = await hold_conversation(server, TONE, options, on_frame=heard.append)
+    assert asked == ["/api/chat?voice_prompt=A&seed=3", "Bearer secret"]
+    assert len(conversation.agent) == len(TONE.pcm)
+    assert np.sqrt(np.mean(conversation.agent**2)) > 0.1
+    assert [(piece.start_s, piece.text) for piece in conversation.text] == [(0.08, " hi")]
+    assert heard == [1, 2, 3]
+    assert len(conversation.timings.heard_s) == 3
+
+
+async def test_nobody_there_is_refused_with_the_address() -> None:
+    async with serving(echo) as server:
+        pass  # by now its port is closed
+    with pytest.raises(Refused, match=server):
+        await hold_conversation(server, TONE, ChatOptions())
+
+
+async def test_no_room_is_refused_with_the_servers_sentence_and_code() -> None:
+    async def full(connection: ServerConnection) -> None:
+        await connection.send(b"\x05all 4 slots are taken")
+        await connection.close(1013, "try again later")
+
+    async with serving(full) as server:
+        with pytest.raises(Refused, match="all 4 slots are taken") as refused:
+            await hold_conversation(server, TONE, ChatOptions())
+    assert refused.value.close_code == 1013
+
+
+async def test_an_agent_that_is_never_ready_is_refused() -> None:
+    async def mute(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async with serving(mute) as server:
+        with pytest.raises(Refused, match="not ready within"):
+            await hold_conversation(server, TONE, ChatOptions(), ready_timeout_s=0.1)
+
+
+async def test_a_socket_that_closes_in_the_middle_is_lost() -> None:
+    async def hangs_up(connection: ServerConnection) -> None:
+        await connection.send(b"\x00")
+        await connection.recv()
+        await connection.close(1011, "the engine died")
+
+    async with serving(hangs_up) as server:
+        with pytest.raises(Lost, match=r"1011.*the engine died") as lost:
+            await hold_conversation(server, TONE, ChatOptions())
+    assert lost.value.close_code == 1011
+
+
+async def test_an_agent_that_falls_silent_is_lost() -> None:
+    async def deaf(connection: ServerConnection) -> None:
+        await connection.send(b"\x00")
+        await connection.wait_closed()
+
+    async with serving(deaf) as server:
+        with pytest.raises(Lost, match="nothing came"):
+            await hold_conversation(server, TONE, ChatOptions(), silence_timeout_s=0.1)
+
+
+async def test_another_protocol_is_named_as_such() -> None:
+    async def speaks_json(connection: ServerConnection) -> None:
+        await connection.send('{"type": "hello"}')
+        await connection.wait_closed()
+
+    async with serving(speaks_json) as server:
+        with pytest.raises(WireError, match="text frame"):
+            await hold_conversation(server, TONE, ChatOptions())
+
+
+async def test_cancelling_a_call_hangs_up() -> None:
+    hung_up = asyncio.Event()
+    started = asyncio.Event()
+
+    async def listens(connection: ServerConnection) -> None:
+        await connection.send(b"\x00")
+        started.set()
+        await connection.wait_closed()
+        hung_up.set()
+
+    async with serving(listens) as server:
+        call = asyncio.create_task(hold_conversation(server, TONE, ChatOptions()))
+        await started.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await asyncio.wait_for(hung_up.wait(), 5)
