@@ -1,0 +1,50 @@
+# Two commands matter: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Renewed whenever what is to be installed changes.
+STAMP := $(VENV)/.installed
+GPU_PYTHON ?= python3
+
+.PHONY: help setup demo serve test test-full lint format gpu clean
+
+help: ## list the commands
+	@printf 'usage: make COMMAND\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh $(VENV) $(STAMP)
+
+setup: $(STAMP) ## make .venv with pinned versions (the other commands do it themselves)
+
+demo: $(STAMP) ## start the system, hold four conversations at once, write out/, stop
+	@$(BIN)/personaplex demo
+
+serve: $(STAMP) ## start the system and leave it running on http://localhost:8998
+	@$(BIN)/personaplex serve
+
+test: $(STAMP) ## pass every test (12 minutes at most on two cores)
+	@$(BIN)/python -m pytest -m "not full and not gpu"
+
+test-full: $(STAMP) ## the same and what takes longer (75 minutes at most)
+	@$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(STAMP) ## ruff, mypy (strict), import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff put the code in order
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+gpu: ## on a CUDA machine with torch, without Ray or network: GPU tests and benchmarks, out/gpu.json
+	@PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu --out out
+
+clean: ## remove caches and out/ (not .venv)
+	@rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
