@@ -1,0 +1,59 @@
+"""What a conversation has for its client: frames in order, bounded by time, not by luck."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+
+from actors.messages import FrameOut
+
+SILENT = np.zeros(0, dtype=np.int16)  # the pcm of a frame whose audio was dropped
+
+
+class OutputQueue:
+    """Holds what the client has not taken yet. A reader who falls behind loses the oldest audio, never text.
+
+    `stale_frames` of audio are kept (2 s by default); being `limit_frames` behind (10 s) is the end.
+    """
+
+    def __init__(self, stale_frames: int, limit_frames: int) -> None:
+        self._stale_frames = stale_frames
+        self._limit_frames = limit_frames
+        self._audible: deque[FrameOut] = deque()
+        self._texts: deque[FrameOut] = deque()  # older than all that is audible, their audio gone
+        self._newest = self._taken = -1
+        self.dropped_frames = 0
+
+    def __len__(self) -> int:
+        return len(self._texts) + len(self._audible)
+
+    @property
+    def behind(self) -> int:
+        """80 ms frames between what came last and what the client took last."""
+        return self._newest - self._taken
+
+    @property
+    def overrun(self) -> bool:
+        """Whether the client is too far behind to go on."""
+        return self.behind > self._limit_frames
+
+    def put(self, frame: FrameOut) -> None:
+        """Add the next frame; drops the audio of the oldest when there is more than may be stale."""
+        self._newest = frame.key.frame
+        self._audible.append(frame)
+        if len(self._audible) > self._stale_frames:
+            oldest = self._audible.popleft()
+            self.dropped_frames += 1
+            if oldest.text:
+                self._texts.append(replace(oldest, pcm=SILENT))
+
+    def take(self) -> FrameOut | None:
+        """The oldest frame; its pcm is empty when its audio was dropped."""
+        queue = self._texts or self._audible
+        if not queue:
+            return None
+        frame = queue.popleft()
+        self._taken = frame.key.frame
+        return frame

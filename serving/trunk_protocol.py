@@ -1,0 +1,239 @@
+"""The trunk's language, without I/O: messages ↔ msgpack, one batch a WebSocket message, versioned and bounded.
+
+A message is an array [kind, field, …]. A newer build may append fields, which an older one ignores; anything
+else is a new version, and the hello settles on the highest that both sides speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from actors.messages import CloseRequest, Down, Failed, FrameIn, FrameOut, Need, OpenRequest, Ready, Up
+from graphs.stages import FrameKey, Sampling, SessionSpec
+
+VERSIONS = (1,)
+SECRET_HEADER = "x-personaplex-trunk"
+
+MAX_BATCH_BYTES = 8 << 20  # 256 slots × 4.1 kB is 1 MB; eight of them is a stall, not traffic
+MAX_BATCH_ITEMS = 8192
+MAX_ID_BYTES = 256
+MAX_TEXT_BYTES = 64 << 10  # a role of 4,000 characters is 16 kB at most
+
+FRAME_SAMPLES = 1920
+AGENT_CODES = 8
+STREAMS = 17
+
+_OPEN, _FRAME_IN, _CLOSE = 1, 2, 3
+_READY, _FRAME_OUT, _FAILED, _NEED = 16, 17, 18, 19
+
+Wire = list[Any]
+
+
+class TrunkProtocolError(Exception):
+    """What arrived is not of this protocol. The connection is closed: its sender is broken or of another version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message each way. `versions` are all that the sender speaks; `name` is the ingress or replica."""
+
+    name: str
+    versions: tuple[int, ...] = VERSIONS
+
+
+def encode_hello(hello: Hello) -> bytes:
+    return _pack({"personaplex-trunk": list(hello.versions), "name": hello.name})
+
+
+def decode_hello(data: bytes) -> Hello:
+    """Raises TrunkProtocolError for anything but a hello."""
+    document = _unpack(data)
+    if not isinstance(document, dict) or "personaplex-trunk" not in document:
+        raise TrunkProtocolError("expected a hello")
+    versions = document["personaplex-trunk"]
+    if not isinstance(versions, list) or not versions or not all(type(v) is int for v in versions):
+        raise TrunkProtocolError("a hello must list the versions its sender speaks")
+    return Hello(_text(document.get("name"), "name", MAX_ID_BYTES), tuple(versions))
+
+
+def agree(mine: Sequence[int], theirs: Sequence[int]) -> int:
+    """The version to speak. Raises TrunkProtocolError when there is none."""
+    common = set(mine) & set(theirs)
+    if not common:
+        raise TrunkProtocolError(f"no common trunk version: here {list(mine)}, there {list(theirs)}")
+    return max(common)
+
+
+def encode_batch(messages: Iterable[Up | Down]) -> bytes:
+    """One WebSocket message for all of them, in order."""
+    return _pack([_ENCODERS[type(message)](message) for message in messages])
+
+
+def decode_up(data: bytes) -> list[Up]:
+    """What an ingress sent. Raises TrunkProtocolError for anything else."""
+    return [_decode(item, _UP) for item in _items(data)]
+
+
+def decode_down(data: bytes) -> list[Down]:
+    """What a replica sent. Raises TrunkProtocolError for anything else."""
+    return [_decode(item, _DOWN) for item in _items(data)]
+
+
+# Encoding. Arrays travel as little-endian int16.
+
+
+def _encode_open(m: OpenRequest) -> Wire:
+    s = m.spec.sampling
+    sampling = [s.text_temperature, s.text_top_k, s.audio_temperature, s.audio_top_k]
+    return [_OPEN, m.session, m.epoch, m.tenant, m.ingress, m.spec.voice, m.spec.role, m.spec.seed, sampling]
+
+
+def _encode_frame_out(m: FrameOut) -> Wire:
+    arrays = [_raw(m.pcm), _raw(m.codes), _raw(m.user_codes), _raw(m.journal_row)]
+    return [_FRAME_OUT, *m.key, m.text_token, m.text, m.replica_ms, *arrays]
+
+
+_ENCODERS: dict[type, Callable[[Any], Wire]] = {
+    OpenRequest: _encode_open,
+    FrameIn: lambda m: [_FRAME_IN, *m.key, _raw(m.pcm)],
+    CloseRequest: lambda m: [_CLOSE, m.session, m.epoch, m.reason],
+    Ready: lambda m: [_READY, m.session, m.epoch, m.slot, m.prompt_frames, m.prompt_hash, m.ready_ms],
+    FrameOut: _encode_frame_out,
+    Failed: lambda m: [_FAILED, m.session, m.epoch, m.code, m.message],
+    Need: lambda m: [_NEED, *m.key, m.need_frame],
+}
+
+
+def _raw(array: npt.NDArray[np.int16]) -> bytes:
+    return array.astype("<i2", copy=False).tobytes()
+
+
+def _pack(document: Any) -> bytes:
+    packed: bytes = msgpack.packb(document, use_bin_type=True)
+    return packed
+
+
+# Decoding: every field is checked, since a bad one would otherwise surface deep inside a stage.
+
+
+def _decode_open(f: Wire) -> OpenRequest:
+    sampling = f[7]
+    if not isinstance(sampling, list) or len(sampling) < 4:
+        raise TrunkProtocolError("sampling must be a list of four")
+    spec = SessionSpec(
+        voice=_text(f[4], "voice", MAX_ID_BYTES),
+        role=_text(f[5], "role", MAX_TEXT_BYTES),
+        seed=_count(f[6], "seed"),
+        sampling=Sampling(
+            _number(sampling[0], "text_temperature"),
+            _count(sampling[1], "text_top_k"),
+            _number(sampling[2], "audio_temperature"),
+            _count(sampling[3], "audio_top_k"),
+        ),
+    )
+    session, epoch = _owner(f)
+    return OpenRequest(
+        session, epoch, _text(f[2], "tenant", MAX_ID_BYTES), _text(f[3], "ingress", MAX_ID_BYTES), spec
+    )
+
+
+def _decode_frame_out(f: Wire) -> FrameOut:
+    return FrameOut(
+        key=_key(f),
+        pcm=_array(f[6], FRAME_SAMPLES, "pcm"),
+        text_token=_count(f[3], "text_token"),
+        text=_text(f[4], "text", MAX_TEXT_BYTES),
+        codes=_array(f[7], AGENT_CODES, "codes"),
+        user_codes=_array(f[8], AGENT_CODES, "user_codes"),
+        journal_row=_array(f[9], STREAMS, "journal_row"),
+        replica_ms=_number(f[5], "replica_ms"),
+    )
+
+
+def _decode_ready(f: Wire) -> Ready:
+    session, epoch = _owner(f)
+    prompt_hash = _text(f[4], "prompt_hash", MAX_ID_BYTES)
+    return Ready(session, epoch, _count(f[2], "slot"), _count(f[3], "frames"), prompt_hash, _number(f[5], "ready_ms"))
+
+
+# kind → (number of fields after it, decoder)
+_UP: dict[int, tuple[int, Callable[[Wire], Any]]] = {
+    _OPEN: (8, _decode_open),
+    _FRAME_IN: (4, lambda f: FrameIn(_key(f), _array(f[3], FRAME_SAMPLES, "pcm"))),
+    _CLOSE: (3, lambda f: CloseRequest(*_owner(f), _text(f[2], "reason", MAX_TEXT_BYTES))),
+}
+_DOWN: dict[int, tuple[int, Callable[[Wire], Any]]] = {
+    _READY: (6, _decode_ready),
+    _FRAME_OUT: (10, _decode_frame_out),
+    _FAILED: (4, lambda f: Failed(*_owner(f), _text(f[2], "code", MAX_ID_BYTES), _text(f[3], "message", MAX_TEXT_BYTES))),
+    _NEED: (4, lambda f: Need(_key(f), _count(f[3], "need_frame"))),
+}
+
+
+def _decode(item: Any, kinds: dict[int, tuple[int, Callable[[Wire], Any]]]) -> Any:
+    if not isinstance(item, list) or not item or type(item[0]) is not int or item[0] not in kinds:
+        raise TrunkProtocolError(f"unknown message {_shown(item)}")
+    fields, decoder = kinds[item[0]]
+    if len(item) <= fields:
+        raise TrunkProtocolError(f"message of kind {item[0]} has {len(item) - 1} fields, not {fields}")
+    return decoder(item[1:])
+
+
+def _items(data: bytes) -> list[Any]:
+    document = _unpack(data)
+    if not isinstance(document, list) or len(document) > MAX_BATCH_ITEMS:
+        raise TrunkProtocolError(f"expected a list of at most {MAX_BATCH_ITEMS} messages")
+    return document
+
+
+def _unpack(data: bytes) -> Any:
+    if len(data) > MAX_BATCH_BYTES:
+        raise TrunkProtocolError(f"{len(data)} bytes are more than the {MAX_BATCH_BYTES} a batch may have")
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=True)
+    # What msgpack raises for bad bytes: its own UnpackException tree is partly plain ValueError.
+    except (msgpack.UnpackException, ValueError, TypeError, RecursionError) as error:
+        raise TrunkProtocolError(f"not msgpack: {type(error).__name__}") from error
+
+
+def _owner(f: Wire) -> tuple[str, int]:
+    return _text(f[0], "session", MAX_ID_BYTES), _count(f[1], "epoch")
+
+
+def _key(f: Wire) -> FrameKey:
+    return FrameKey(*_owner(f), _count(f[2], "frame"))
+
+
+def _text(value: Any, name: str, limit: int) -> str:
+    if not isinstance(value, str) or len(value) > limit or len(value.encode()) > limit:
+        raise TrunkProtocolError(f"{name} must be text of at most {limit} bytes")
+    return value
+
+
+def _count(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise TrunkProtocolError(f"{name} must be an integer in 0 … 2**63 - 1, not {_shown(value)}")
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    if type(value) not in (int, float) or not np.isfinite(value):
+        raise TrunkProtocolError(f"{name} must be a finite number, not {_shown(value)}")
+    return float(value)
+
+
+def _array(value: Any, length: int, name: str) -> npt.NDArray[np.int16]:
+    if not isinstance(value, bytes) or len(value) != 2 * length:
+        raise TrunkProtocolError(f"{name} must be {length} int16")
+    return np.frombuffer(value, dtype="<i2").astype(np.int16, copy=False)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
