@@ -76,6 +76,8 @@ class SessionSpec:
     role: str  # the text prompt, without its <system> wrapping; may be empty
     seed: int  # 0 … 2**63 - 1, drawn by the server where the client gave none
     sampling: Sampling = field(default_factory=Sampling)
+    # The role as tokens, where the caller has them and the checkpoint no tokenizer (parity); then `role` is not read.
+    role_tokens: tuple[int, ...] | None = None
 
 
 class PromptInfo(NamedTuple):

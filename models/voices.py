@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,9 @@ MAX_ARCHIVE_BYTES = 512 << 20  # unpacked, so that a small archive cannot fill t
 MAX_ARCHIVE_FILES = 1_024
 
 SUFFIXES = (".safetensors", ".pt", ".wav")  # in order of preference where a voice exists in several forms
+
+
+_Source = Path | bytes  # a file, or the content of an archive's member
 
 
 class VoiceError(ValueError):
@@ -102,7 +104,7 @@ def read_published(name: str, content: bytes, *, dim: int, card: int, text_card:
     """
     try:
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged or hostile pickle makes its reader raise anything
         raise VoiceError(
             f"voice {name}: refused, this .pt is damaged or holds more than tensors; "
             f"convert it to codes (.safetensors) or give the recording as .wav"
@@ -164,7 +166,7 @@ class VoiceLibrary:
         """`codec` gives the Mimi that recordings (.wav) are encoded with; called only when there is one to encode."""
         self._folder, self._archive = folder, archive
         self._shapes, self._codec = shapes, codec
-        self._sources: Mapping[str, tuple[str, Callable[[], bytes]]] | None = None
+        self._sources: Mapping[str, tuple[str, _Source]] | None = None
         self._loaded: dict[str, VoicePrompt] = {}
 
     def names(self) -> list[str]:
@@ -186,8 +188,9 @@ class VoiceLibrary:
                 shown = key if len(key) <= 64 else key[:61] + "..."
                 known = ", ".join(self.names()) or "none: the checkpoint has neither voices/ nor voices.tgz"
                 raise VoiceError(f"there is no voice {shown!r} here; known voices: {known}")
-            suffix, read = self._index()[key]
-            self._loaded[key] = self._parse(key, suffix, read())
+            suffix, source = self._index()[key]
+            content = source if isinstance(source, bytes) else _read_file(source)
+            self._loaded[key] = self._parse(key, suffix, content)
         return self._loaded[key]
 
     def _parse(self, name: str, suffix: str, content: bytes) -> VoicePrompt:
@@ -201,27 +204,24 @@ class VoiceLibrary:
         samples, rate = read_recording(name, content)
         return voice_from_wav(samples, rate, self._codec(), name=name)
 
-    def _index(self) -> Mapping[str, tuple[str, Callable[[], bytes]]]:
+    def _index(self) -> Mapping[str, tuple[str, _Source]]:
+        """Name → (suffix, where its content is); built on first use."""
         if self._sources is None:
-            found: dict[str, dict[str, Callable[[], bytes]]] = {}
+            files: list[tuple[str, _Source]] = []
             if self._archive is not None:
-                for member, content in _archive_members(self._archive).items():
-                    _note(found, member, lambda content=content: content)  # type: ignore[misc]  # mypy: lambda default
+                files += _archive_members(self._archive).items()
             if self._folder is not None:
-                for path in sorted(self._folder.iterdir()):
-                    if path.is_file():
-                        _note(found, path.name, lambda path=path: _read_file(path))  # type: ignore[misc]  # as above
+                files += [(path.name, path) for path in sorted(self._folder.iterdir()) if path.is_file()]
+            forms: dict[str, dict[str, _Source]] = {}
+            for file, source in files:  # the folder comes last: what an operator put there wins
+                path = PurePosixPath(file)
+                if path.suffix in SUFFIXES and not path.name.startswith("."):
+                    forms.setdefault(path.stem, {})[path.suffix] = source
             self._sources = {
-                name: next((suffix, forms[suffix]) for suffix in SUFFIXES if suffix in forms)
-                for name, forms in found.items()
+                name: next((suffix, known[suffix]) for suffix in SUFFIXES if suffix in known)
+                for name, known in forms.items()
             }
         return self._sources
-
-
-def _note(found: dict[str, dict[str, Callable[[], bytes]]], file: str, read: Callable[[], bytes]) -> None:
-    path = PurePosixPath(file)
-    if path.suffix in SUFFIXES and not path.name.startswith("."):
-        found.setdefault(path.stem, {})[path.suffix] = read
 
 
 def _read_file(path: Path) -> bytes:

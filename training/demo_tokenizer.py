@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 CORPUS = Path(__file__).parent / "data" / "tokenizer_corpus.txt"
+COMMITTED = Path(__file__).parents[1] / "models" / "assets" / "demo_tokenizer.model"
 VOCABULARY = 2_000
 
 
@@ -42,7 +43,7 @@ def train(corpus: Path = CORPUS) -> bytes:
 
 
 def main() -> None:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else CORPUS.parents[2] / "models" / "assets" / "demo_tokenizer.model"
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else COMMITTED
     model = train()
     target.write_bytes(model)
     print(f"{target}: {len(model):,} bytes")
