@@ -47,6 +47,7 @@ class Ready:
     prompt_frames: int
     prompt_hash: str
     ready_ms: float  # from the request's arrival at the replica
+    numerics_id: str = ""  # of the replica; a journal says whose bits it continues
 
 
 @dataclass(frozen=True, slots=True)

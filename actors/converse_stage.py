@@ -1,0 +1,128 @@
+"""The language model's stage: a conversation engine behind a frame gate. Plain, for one caller at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.codec_stage import CODEBOOKS, code_faults
+from actors.errors import BadRequest
+from actors.gate import REPLAY_FRAMES, FrameGate
+from graphs.stages import ConverseReply, PromptInfo, SessionSpec, StageBatch
+
+Rows = npt.NDArray[np.int16]
+TOKENS_WIDTH, ROW_WIDTH = 9, 17
+
+
+class Prompt(Protocol):
+    """What an engine says about a prompt it has taken."""
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
+class Step(Protocol):
+    """What an engine's step gave."""
+
+    @property
+    def tokens(self) -> Rows:
+        """[n, 9] int16"""
+        ...
+
+    @property
+    def journal(self) -> Rows:
+        """[n, 17] int16"""
+        ...
+
+    @property
+    def ready(self) -> tuple[int, ...]:
+        """Slots whose prompt is in the cache since this step."""
+        ...
+
+    @property
+    def pending(self) -> int:
+        """Slots whose prompt is not."""
+        ...
+
+
+class Engine(Protocol):
+    """graphs.engine.ConversationEngine: numbers its slots and knows nothing of sessions."""
+
+    def open(self, slot: int, spec: SessionSpec) -> Prompt:
+        """Raises ValueError, with a sentence for the user, for a spec it cannot serve."""
+        ...
+
+    def step(self, slots: Sequence[int], codes: Rows) -> Step: ...
+
+    def close(self, slot: int) -> None: ...
+
+
+class EngineStage:
+    """A graphs.stages.ConverseStage. An exception of the engine's step is the stage's death."""
+
+    def __init__(self, engine: Engine, slots: int, card: int, replay_frames: int = REPLAY_FRAMES) -> None:
+        self._engine = engine
+        self._card = card
+        self._gate = FrameGate(slots, replay_frames)
+        self._prompts: dict[str, PromptInfo] = {}
+        self._again: list[tuple[str, int]] = []  # whose Ready is to be said once more
+
+    def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> PromptInfo:
+        """Takes the prompt; `step` says when it is in. The same open again changes nothing, but has its Ready said
+        once more: the first may have been lost with the reply it was in.
+
+        Raises BadRequest for a spec the engine cannot serve, and then holds nothing; StaleEpoch, SlotTaken.
+        """
+        opened = self._gate.open(session, epoch, slot, ready=False)
+        if not opened.fresh:
+            if self._gate.is_ready(session, epoch):
+                self._again.append((session, epoch))
+            return self._prompts[session]
+        try:
+            if opened.displaced is not None:
+                self._engine.close(opened.displaced)
+            prompt = self._engine.open(slot, spec)
+        except ValueError as error:
+            self._forget(session, epoch)
+            raise BadRequest(str(error)) from error
+        self._prompts[session] = PromptInfo(prompt.frames, prompt.digest)
+        return self._prompts[session]
+
+    def step(self, batch: StageBatch) -> ConverseReply:
+        """Advances every conversation whose next frame is in the batch, and all prompts that are not in yet."""
+        if batch.data.shape[1:] != (CODEBOOKS,) or batch.data.dtype != np.int16:
+            raise ValueError(f"a batch of {batch.data.shape} {batch.data.dtype} came, rows are [{CODEBOOKS}] int16")
+        plan = self._gate.admit(batch, TOKENS_WIDTH + ROW_WIDTH)
+        plan = self._gate.refuse(plan, code_faults(plan.data, self._card))
+        out = self._engine.step(plan.slots, plan.data)
+        reply = self._gate.commit(plan, np.concatenate([out.tokens, out.journal], axis=1))
+        ready = self._again + [owner for slot in out.ready if (owner := self._gate.owner(slot)) is not None]
+        for session, _ in ready:
+            self._gate.set_ready(session)
+        self._again = []
+        return ConverseReply(
+            frames=reply._replace(data=np.ascontiguousarray(reply.data[:, :TOKENS_WIDTH])),
+            journal=np.ascontiguousarray(reply.data[:, TOKENS_WIDTH:]),
+            ready=tuple(ready),
+            failed=(),  # the engine refuses a spec in open, before it begins
+            pending=out.pending,
+        )
+
+    def close(self, session: str, epoch: int) -> None:
+        """Frees the slot; closing what is not open does nothing but fence a late open."""
+        slot = self._forget(session, epoch)
+        if slot is not None:
+            self._engine.close(slot)
+
+    def _forget(self, session: str, epoch: int) -> int | None:
+        slot = self._gate.close(session, epoch)
+        if slot is not None:
+            self._prompts.pop(session, None)
+            self._again = [owner for owner in self._again if owner[0] != session]
+        return slot

@@ -1,0 +1,92 @@
+"""What a replica is given: stages somewhere else, a clock, metrics, a tokenizer, settings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from actors.journal import RECEPTIVE_S
+from graphs.stages import ConverseReply, PromptInfo, SessionSpec, StageBatch, StageReply
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Monotonic seconds, and the one way the replica waits: tests put a clock of their own in its place."""
+
+    def now(self) -> float: ...
+
+    async def wait_for(self, what: Awaitable[T], timeout_s: float) -> T:
+        """The result of `what`; raises TimeoutError, and cancels it, after `timeout_s`."""
+        ...
+
+
+class MonotonicClock:
+    def now(self) -> float:
+        return time.monotonic()
+
+    async def wait_for(self, what: Awaitable[T], timeout_s: float) -> T:
+        async with asyncio.timeout(timeout_s):
+            return await what
+
+
+class CodecHandle(Protocol):
+    """A graphs.stages.CodecStage somewhere else: the same calls, answered later. An exception that is no
+    ServingError means that the stage, with the state of all its conversations, is gone."""
+
+    def open(self, session: str, epoch: int, slot: int) -> Awaitable[None]: ...
+
+    def step(self, batch: StageBatch) -> Awaitable[StageReply]: ...
+
+    def close(self, session: str, epoch: int) -> Awaitable[None]: ...
+
+
+class ConverseHandle(Protocol):
+    """A graphs.stages.ConverseStage somewhere else."""
+
+    def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> Awaitable[PromptInfo]: ...
+
+    def step(self, batch: StageBatch) -> Awaitable[ConverseReply]: ...
+
+    def close(self, session: str, epoch: int) -> Awaitable[None]: ...
+
+
+class FrameMetrics(Protocol):
+    """What a replica tells about its frames; the trunk's process turns it into histograms."""
+
+    def observe_frame_ms(self, frame_ms: float) -> None:
+        """From a frame's arrival to its answer."""
+        ...
+
+    def deadline_miss(self, slot: int) -> None: ...
+
+    def batch_size(self, stage: str, frames: int) -> None: ...
+
+
+class NoMetrics:
+    def observe_frame_ms(self, frame_ms: float) -> None:
+        return None
+
+    def deadline_miss(self, slot: int) -> None:
+        return None
+
+    def batch_size(self, stage: str, frames: int) -> None:
+        return None
+
+
+class Pieces(Protocol):
+    """The part of a text tokenizer that a replica needs."""
+
+    def piece(self, token_id: int) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    window_s: float = 0.004  # how long a first frame waits for company: 4 ms on a GPU, 15 ms on a CPU
+    early_frames: int = 5  # frames a conversation may have waiting before it is ready
+    frames_in_flight: int = 25  # and afterwards: 2 s, as much as the gates can replay
+    stage_timeout_s: float = 20.0  # a call that takes longer is a death; a first step may still warm up a GPU
+    receptive_s: float = RECEPTIVE_S  # of PCM and codes kept in each journal

@@ -1,0 +1,160 @@
+"""The frame loop of a replica: encode → converse → decode, side by side, every stage one batch at a time.
+
+A frame's budget is 80 ms from its arrival to its answer: the batching window, three calls, and whatever it waits
+while a stage is at the batch before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from actors.call import Call
+from actors.errors import ConversationBroken, ServingError, StaleEpoch
+from actors.flight import Flight, FrameQueue, Rows, batch_of
+from actors.interfaces import Clock, FrameMetrics, Pieces, ReplicaSettings
+from actors.messages import Down, FrameOut
+from actors.stage_set import StageSet
+from graphs.stages import StageReply, Verdict
+
+FRAME_S = 0.08
+
+
+class CallBook(Protocol):
+    """What the loop needs of the replica: who is here, and what to do with what it finds."""
+
+    def calls(self) -> Iterable[Call]: ...
+
+    def prompts(self, ready: Iterable[tuple[str, int]], failed: Iterable[tuple[str, int, str]]) -> None: ...
+
+    def tell(self, call: Call, message: Down) -> None: ...
+
+    def end(self, call: Call, failure: ServingError | None) -> None: ...
+
+
+class StageLoops:
+    def __init__(
+        self,
+        stages: StageSet,
+        book: CallBook,
+        tokenizer: Pieces,
+        settings: ReplicaSettings,
+        clock: Clock,
+        metrics: FrameMetrics,
+    ) -> None:
+        self._stages, self._book, self._tokenizer = stages, book, tokenizer
+        self._settings, self._clock, self._metrics = settings, clock, metrics
+        self._heard, self._encoded, self._spoken = FrameQueue(), FrameQueue(), FrameQueue()
+
+    # ---- the loop ----------------------------------------------------------------------------------------
+
+    async def encode(self) -> None:
+        while True:
+            await self._company()
+            flights = self._heard.take()
+            reply = await self._stages.call("encoder", self._stages.encoder.step, batch_of(flights, 1920))
+            for flight, codes in self._answers("encoder", flights, reply):
+                flight.row = flight.user_codes = codes
+                self._encoded.put(flight)
+
+    async def converse(self) -> None:
+        while True:
+            await self._encoded.wait(or_when=self._prefilling)
+            flights = self._encoded.take()  # none while only prompts wait: then the step just prefills
+            reply = await self._stages.call("engine", self._stages.converse.step, batch_of(flights, 8))
+            self._book.prompts(reply.ready, reply.failed)
+            rows = dict(zip(reply.frames.keys, reply.journal, strict=True))
+            for flight, tokens in self._answers("engine", flights, reply.frames):
+                flight.text_token, flight.agent_codes = int(tokens[0]), tokens[1:]
+                flight.row, flight.journal_row = flight.agent_codes, rows[flight.key].copy()
+                self._spoken.put(flight)
+
+    async def decode(self) -> None:
+        while True:
+            await self._spoken.wait()
+            flights = self._spoken.take()
+            reply = await self._stages.call("decoder", self._stages.decoder.step, batch_of(flights, 8))
+            for flight, pcm in self._answers("decoder", flights, reply):
+                self._emit(flight, pcm)
+
+    def _emit(self, flight: Flight, pcm: Rows) -> None:
+        """The frame's last step: counted against its deadline, noted, and handed to the ingress."""
+        call, frame_ms = flight.call, (self._clock.now() - flight.arrived_s) * 1000.0
+        self._metrics.observe_frame_ms(frame_ms)
+        if frame_ms > FRAME_S * 1000.0:
+            call.misses += 1
+            self._metrics.deadline_miss(call.lease.slot)
+        out = FrameOut(
+            key=flight.key,
+            pcm=pcm,
+            text_token=flight.text_token,
+            text=self._tokenizer.piece(flight.text_token),
+            codes=flight.agent_codes,
+            user_codes=flight.user_codes,
+            journal_row=flight.journal_row,
+            replica_ms=frame_ms,
+        )
+        try:
+            call.answered(out)
+        except ServingError as full:  # a journal that cannot grow any more ends its own call, not the loop
+            self._book.end(call, full)
+        else:
+            self._book.tell(call, out)
+
+    # ---- what it is made of --------------------------------------------------------------------------------
+
+    def hear(self, flight: Flight) -> None:
+        """A frame of the user, to be answered."""
+        self._heard.put(flight)
+
+    def prompt_waits(self) -> None:
+        """Wakes the engine's loop: it has a prompt to work on."""
+        self._encoded.ring()
+
+    def drop(self, call: Call) -> None:
+        """Forgets a call's waiting frames. What a stage is at right now is dropped when it comes back."""
+        for queue in (self._heard, self._encoded, self._spoken):
+            queue.drop(call)
+
+    def waiting(self) -> int:
+        """Frames in all queues."""
+        return len(self._heard) + len(self._encoded) + len(self._spoken)
+
+    def _prefilling(self) -> bool:
+        return any(call.prefilling for call in self._book.calls())
+
+    async def _company(self) -> None:
+        """Waits for a frame, then for those of the others that are due within the window."""
+        window_s = self._settings.window_s
+        while True:
+            await self._heard.wait()
+            until = self._clock.now() + window_s
+            while (now := self._clock.now()) < until and any(self._due(call, now) for call in self._book.calls()):
+                try:
+                    await self._clock.wait_for(self._heard.rung(), until - now)
+                except TimeoutError:
+                    break
+            if len(self._heard):  # the one it began with may have been closed meanwhile
+                return
+
+    def _due(self, call: Call, now: float) -> bool:
+        """Whether this call's next frame should come within the window. One that was just served is not due, and
+        one whose client has fallen silent makes nobody wait."""
+        if call.last_in_s is None or call.ready is None or self._heard.has(call):
+            return False
+        return FRAME_S - self._settings.window_s <= now - call.last_in_s <= 2 * FRAME_S
+
+    def _answers(self, stage: str, flights: list[Flight], reply: StageReply) -> Iterator[tuple[Flight, Rows]]:
+        """The frames that go on, each with its row, a copy. A refusal ends that one conversation; a frame whose
+        conversation was closed while the stage was at it goes nowhere."""
+        self._metrics.batch_size(stage, len(flights))
+        for i, (flight, verdict) in enumerate(zip(flights, reply.verdicts, strict=True)):
+            if flight.call.closed:
+                continue
+            if verdict in (Verdict.DONE, Verdict.REPLAYED):
+                yield flight, reply.data[i].copy()
+            elif verdict is Verdict.STALE:
+                self._book.end(flight.call, StaleEpoch(f"The conversation is at epoch {reply.details[i]} now."))
+            else:
+                what = f"The {stage} answered frame {flight.key.frame} with {verdict.name}."
+                self._book.end(flight.call, ConversationBroken(what))
