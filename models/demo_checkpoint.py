@@ -71,7 +71,7 @@ _SINE_HZ, _SINE_AMPLITUDE = 440.0, 0.5
 
 # Dimension 0 of the residual stream is a constant, so that a head can have a bias though it has no such tensor.
 _CONSTANT = 0.25  # of each of the 17 summed embeddings
-_PAD_BIAS = 2.6  # most frames say nothing, as in speech: text would otherwise scroll by at 12.5 tokens a second
+_PAD_BIAS = 2.8  # most frames say nothing, as in speech: text would otherwise scroll by at 12.5 tokens a second
 _UNREADABLE = slice(4, 260)  # the tokenizer's raw bytes
 _TEXT_LOGIT_SPREAD = 1.0
 
