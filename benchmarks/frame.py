@@ -1,0 +1,223 @@
+"""Milliseconds of one 80 ms frame: encode, frame step, decode, beside the least that memory allows.
+
+    python -m benchmarks.frame --shape demo --slots 1 4 16
+    python -m benchmarks.frame --shape 7b --slots 1 8 16 32 --device cuda --json
+
+Torch alone: no Ray, no checkpoint; weights are random, since time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks.timing import copy_bandwidth, median_ms
+from graphs.attention import Span
+from graphs.codec import DecoderLane, EncoderLane
+from graphs.frame_step import GENERATED, Emit, FrameStep
+from graphs.kv_cache import KVCache
+from graphs.slot_engine import DEFAULT_TILE
+from graphs.stages import Sampling
+from models import demo_checkpoint
+from models.config import AUDIO_CODEBOOKS, FRAME_MS, FRAME_SAMPLES, STREAMS, UNGENERATED, LMConfig, MimiConfig
+from models.lm import LanguageModel
+from models.mimi import Mimi
+
+SHAPES: dict[str, tuple[LMConfig, MimiConfig]] = {
+    "demo": (demo_checkpoint.LM, demo_checkpoint.MIMI),
+    "7b": (LMConfig(), MimiConfig()),
+}
+
+
+@dataclass(frozen=True)
+class FrameRow:
+    """One measurement; all times are medians in milliseconds. The three parts together have 80."""
+
+    slots: int
+    context_frames: int
+    encode_ms: float
+    step_ms: float
+    decode_ms: float
+    roofline_ms: float  # of the step: bytes it has to read over the copy bandwidth of this device
+    step_bytes: int
+    bandwidth_gb_s: float
+    device: str
+    dtype: str
+    threads: int
+
+    @property
+    def frame_ms(self) -> float:
+        return self.encode_ms + self.step_ms + self.decode_ms
+
+    @property
+    def real_time(self) -> bool:
+        return self.frame_ms <= FRAME_MS
+
+
+def random_lm(config: LMConfig, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """A language model whose weights are noise of a size at which nothing overflows."""
+    model = LanguageModel(config, device=device, dtype=dtype).eval()
+    generator = torch.Generator(device=device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:  # norms stay ones
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+    return model
+
+
+def random_mimi(config: MimiConfig, device: torch.device) -> Mimi:
+    """A codec with torch's own initial weights and random codebooks."""
+    torch.manual_seed(0)
+    mimi = Mimi(config).eval()
+    with torch.no_grad():
+        for name, buffer in mimi.named_buffers():
+            if name.endswith("embedding_sum"):
+                buffer.normal_()
+            elif name.endswith("cluster_usage"):
+                buffer.fill_(1.0)
+    mimi.unpack()
+    return mimi.to(device)
+
+
+def step_bytes(model: LanguageModel, slots: int, context_frames: int) -> int:
+    """What a step cannot avoid to read: every weight but the tables it looks single rows up in, and the keys seen."""
+    weights = sum(
+        parameter.numel() * parameter.element_size()
+        for name, parameter in model.named_parameters()
+        if "emb" not in name.split(".")[0]
+    )
+    config = model.config
+    keys = 2 * config.num_layers * config.dim * min(context_frames, config.window)
+    return weights + slots * keys * model.text_linear.weight.element_size()
+
+
+def measure_step(model: LanguageModel, cache: KVCache, slots: int, context_frames: int) -> float:
+    """Milliseconds for all `slots` to advance by a frame when each already holds `context_frames`."""
+    fixed = model.device.type == "cuda"
+    step = FrameStep(
+        model, cache, fixed_rows=cache.slots + DEFAULT_TILE if fixed else 0, fixed_emits=cache.slots if fixed else 0
+    )
+    tokens = np.random.default_rng(0).integers(0, model.config.text_card, (slots, STREAMS)).astype(np.int16)
+    tokens[:, 1:] %= model.config.card
+    position = context_frames - 1
+    free = np.full(GENERATED, UNGENERATED, dtype=np.int16)
+    spans = [Span(slot, 1, slot, position) for slot in range(slots)]
+    emits = [Emit(slot, position + 1, free, Sampling(), seed=slot) for slot in range(slots)]
+    return median_ms(lambda: step.run(tokens, spans, emits), model.device)
+
+
+def measure_codec(mimi: Mimi, slots: int, device: torch.device) -> tuple[float, float]:
+    """Milliseconds to encode and to decode one frame of `slots` conversations."""
+    noise = np.random.default_rng(0)
+    pcm = noise.integers(-8_000, 8_000, (slots, FRAME_SAMPLES)).astype(np.int16)
+    codes = noise.integers(0, mimi.config.quantizer.bins, (slots, AUDIO_CODEBOOKS)).astype(np.int16)
+    everyone = list(range(slots))
+    encoder, decoder = EncoderLane(mimi, slots), DecoderLane(mimi, slots)
+    return (
+        median_ms(lambda: encoder.run(everyone, pcm), device),
+        median_ms(lambda: decoder.run(everyone, codes), device),
+    )
+
+
+def measure(
+    lm: LMConfig,
+    mimi: MimiConfig,
+    slots: Sequence[int],
+    contexts: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[FrameRow]:
+    """A row for every pair of `slots` and `contexts`, as each is measured; full contexts are reserved, as in service."""
+    bandwidth = copy_bandwidth(device)
+    model, codec = random_lm(lm, device, dtype), random_mimi(mimi, device)
+    for count in slots:
+        encode_ms, decode_ms = measure_codec(codec, count, device)
+        cache = KVCache(lm, count, DEFAULT_TILE, device=device, dtype=dtype)
+        for context in contexts:
+            needed = step_bytes(model, count, context)
+            yield FrameRow(
+                slots=count,
+                context_frames=context,
+                encode_ms=round(encode_ms, 3),
+                step_ms=round(measure_step(model, cache, count, context), 3),
+                decode_ms=round(decode_ms, 3),
+                roofline_ms=round(needed / bandwidth * 1e3, 3),
+                step_bytes=needed,
+                bandwidth_gb_s=round(bandwidth / 1e9, 1),
+                device=device_name(device),
+                dtype=str(dtype).removeprefix("torch."),
+                threads=torch.get_num_threads(),
+            )
+        del cache
+
+
+def default_contexts(lm: LMConfig) -> list[int]:
+    """A call that has just begun, one half full, one whose window slides."""
+    return [max(1, lm.window // 10), max(1, lm.window // 2), lm.window]
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ValueError for a device that this machine lacks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"{name!r} is no device; choose auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("this machine has no CUDA device that torch can see; choose --device cpu")
+    return torch.device(name)
+
+
+def line(row: FrameRow) -> str:
+    return (
+        f"{row.slots:3d} slots, {row.context_frames:4d} frames held: encode {row.encode_ms:7.2f}  "
+        f"step {row.step_ms:7.2f} (roofline {row.roofline_ms:6.2f})  decode {row.decode_ms:7.2f}  "
+        f"together {row.frame_ms:7.2f} of 80 ms"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.frame", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="demo")
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument(
+        "--context", type=int, nargs="+", help="frames held already; default: 10, 50, 100 %% of the window"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU; the server uses one")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="rows as JSON")
+    arguments = parser.parse_args(argv)
+    try:
+        device = pick_device(arguments.device)
+    except ValueError as error:
+        parser.error(str(error))
+    torch.set_num_threads(arguments.threads)
+    lm, mimi = SHAPES[arguments.shape]
+    rows = []
+    for row in measure(
+        lm, mimi, arguments.slots, arguments.context or default_contexts(lm), device, default_dtype(device)
+    ):
+        rows.append(row)
+        if not arguments.json:
+            print(line(row))
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
