@@ -1,10 +1,11 @@
 """Attention of rows over their slots' rings, reduced in an order that depends on nothing but the row itself.
 
 The order is what makes a cache rebuilt from a journal, in chunks, equal bit for bit to the one that was filled
-frame by frame: keys stand at position % capacity, products over them are summed in fixed blocks, and a row is
-computed the same whether one, four or sixty-four rows are. Measured on CPU in fp32: a matrix product gives a row
-the same bits for any number of rows from four on, but others for one to three, and its sum over keys is split
-differently from 384 keys on. Hence ROW_PAD and SUM_BLOCK. `tests/unit/graphs/test_attention.py` checks it here.
+frame by frame: keys stand at position % capacity, products over them are summed in whole blocks of one size, and a
+row is computed the same whether one, four or sixty-four rows are. Measured on CPU in fp32: a matrix product gives a
+row the same bits for any number of rows from four on, but others for one to three (hence ROW_PAD), and how it splits
+its own sum depends on that sum's length, from 193 terms on (hence blocks of KEY_BLOCK keys, never a part of one).
+`tests/unit/graphs/test_attention.py` checks it on the machine at hand.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch import Tensor
 from graphs.kv_cache import KEY_BLOCK, KVCache, round_up
 
 ROW_PAD = 4
-SUM_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class SpanAttention:
         heads_first = q.transpose(0, 1).to(keys.dtype)
         scores = torch.matmul(heads_first, keys.transpose(1, 2)).float() * self._scale + mask
         weights = torch.softmax(scores, dim=-1).to(values.dtype)
-        mixed = torch.matmul(weights[..., :SUM_BLOCK], values[:, :SUM_BLOCK])
-        for start in range(SUM_BLOCK, keys.shape[1], SUM_BLOCK):
-            stop = start + SUM_BLOCK
+        mixed = torch.matmul(weights[..., :KEY_BLOCK], values[:, :KEY_BLOCK])
+        for start in range(KEY_BLOCK, keys.shape[1], KEY_BLOCK):
+            stop = start + KEY_BLOCK
             mixed = mixed + torch.matmul(weights[..., start:stop], values[:, start:stop])
         return mixed.transpose(0, 1)[:count].to(q.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.config import LMConfig
 
-KEY_BLOCK = 64  # rings and the keys attended to are whole blocks, so that shapes are few
+KEY_BLOCK = 128  # rings, and the keys attended to, are whole blocks: few shapes, and sums of one order
 
 
 def round_up(value: int, step: int) -> int:

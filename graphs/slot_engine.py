@@ -173,4 +173,3 @@ class SlotEngine:
 
 def _none(width: int) -> npt.NDArray[np.int16]:
     return np.zeros((0, width), dtype=np.int16)
-
