@@ -24,6 +24,10 @@ _TO_48K = 48_000 // RATE_HZ  # Ogg's clock for Opus always runs at 48 kHz
 class PayloadDecoder(Protocol):
     """What a client sends → frames [1920] int16 at 24 kHz."""
 
+    @property
+    def mid_page(self) -> bool:
+        """Whether the client stopped inside a container's page."""
+
     def frames(self, payload: bytes) -> Iterator[Pcm]:
         """The frames that are whole now, lazily: read to the end. Raises AudioError."""
 
@@ -72,7 +76,6 @@ class OpusPayloadDecoder:
 
     @property
     def mid_page(self) -> bool:
-        """Whether the client stopped in the middle of a page."""
         return self._reader.mid_page
 
     def flush(self) -> Iterator[Pcm]:
