@@ -38,6 +38,7 @@ RECEPTIVE_S = 80.0  # layers × context of the published Mimi: 8 × 250 position
 MAX_ROWS = 1 << 20  # 23 hours without an anchor
 MAX_CONTROLS = 100_000
 MAX_SEED = 2**63 - 1
+MAX_TOKEN = 2**31 - 1
 MAX_FRAME = 1 << 40
 MAX_RECEPTIVE_FRAMES = 10_000  # 800 s, ten times the published codec's
 MAX_BYTES = 128 << 20  # a full day without an anchor and a long codec together
@@ -147,6 +148,7 @@ class Journal:
                 "session": self.session,
                 "voice": spec.voice,
                 "role": spec.role,
+                "role_tokens": None if spec.role_tokens is None else list(spec.role_tokens),
                 "seed": spec.seed,
                 "sampling": list(_sampling_values(spec.sampling)),
                 "prompt_hash": self.prompt_hash,
@@ -173,7 +175,8 @@ class Journal:
         fields = _Fields(_open_blob(blob))
         text_temperature, text_top_k, audio_temperature, audio_top_k = fields.numbers("sampling", 4)
         sampling = Sampling(text_temperature, int(text_top_k), audio_temperature, int(audio_top_k))
-        spec = SessionSpec(fields.text("voice"), fields.text("role"), fields.number("seed", MAX_SEED), sampling)
+        seed, role_tokens = fields.number("seed", MAX_SEED), fields.tokens("role_tokens")
+        spec = SessionSpec(fields.text("voice"), fields.text("role"), seed, sampling, role_tokens)
         journal = Journal(fields.text("session"), spec, receptive_s)
         journal.begin(fields.text("prompt_hash"), fields.number("prompt_frames"), fields.text("numerics_id"))
         journal.rows.fill(fields.number("first_row"), fields.blob("rows", ROW_WIDTH, MAX_ROWS))
@@ -254,6 +257,14 @@ class _Fields:
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
         return _finite(name, self._get(name, list), count)
+
+    def tokens(self, name: str) -> tuple[int, ...] | None:
+        if self._fields.get(name) is None:
+            return None
+        values: list[Any] = self._get(name, list)
+        if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= MAX_TOKEN for v in values):
+            raise JournalError(f"this journal's field '{name}' does not hold tokens")
+        return tuple(values)
 
     def blob(self, name: str, width: int, most: int) -> Rows:
         """[n, width] int16, n ≤ most."""
