@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,26 +26,75 @@ _FULL_SCALE = 32_768.0
 _Step = Callable[[Tensor, SlotState, Tensor], Tensor]
 
 
+# Groups computed in one call where that gives the same bits; beyond four, nothing is gained.
+_WIDTHS = (4, 2, 1)
+
+
+def spans(groups: Sequence[int], widths: Sequence[int]) -> list[tuple[int, int]]:
+    """Cuts ascending group numbers into runs of neighbours [(first, width)], each as wide as `widths` allow.
+
+    `widths` descends and ends with 1.
+    """
+    found: list[tuple[int, int]] = []
+    at = 0
+    while at < len(groups):
+        first = groups[at]
+        width = next(w for w in widths if list(groups[at : at + w]) == list(range(first, first + w)))
+        found.append((first, width))
+        at += width
+    return found
+
+
 class _Lane:
     """Slots of one direction of the codec, in groups that are computed together.
 
     `group` defaults to 4 on a CPU and to all slots on a CUDA device. An idle group costs nothing; an idle
-    slot in a busy group costs as much as a busy one.
+    slot in a busy group costs as much as a busy one. `widths` are the numbers of neighbouring groups that one
+    call may compute: more than one only where this machine has just shown that it changes no bit.
     """
 
     def __init__(
-        self, step: _Step, state: SlotState, slots: int, group: int, width_in: int, dtype: torch.dtype
+        self, step: _Step, state: Callable[[int], SlotState], slots: int, group: int, inputs: Callable[[int], Tensor]
     ) -> None:
+        """`state(n)` makes n fresh slots, `inputs(n)` random inputs [n, width] for them, on the CPU."""
         self.slots, self.group = slots, group
-        self._step, self._state = step, state
-        self._width_in = width_in
-        rows = state["frames"].shape[0]
-        self._device = state["frames"].device
+        self._step, self._inputs_like = step, inputs
+        groups = -(-slots // group)  # padded to whole groups; the padding is never active
+        self._state = state(groups * group)
+        self._device = self._state["frames"].device
         on_cuda = self._device.type == "cuda"
-        self._groups = [state.group(start, start + group) for start in range(0, rows, group)]
         # Staging, read by the device while nothing else writes: a lane is called by one thread.
-        self._inputs = torch.zeros(rows, width_in, dtype=dtype, pin_memory=on_cuda)
-        self._active = torch.zeros(rows, dtype=torch.bool, pin_memory=on_cuda)
+        self._inputs = torch.zeros_like(inputs(groups * group), pin_memory=on_cuda)
+        self._active = torch.zeros(groups * group, dtype=torch.bool, pin_memory=on_cuda)
+        self.widths = tuple(
+            width for width in _WIDTHS if width == 1 or (width <= groups and self._same_bits(state, width))
+        )
+        self._views = {
+            (first, width): self._state.group(first * group, (first + width) * group)
+            for width in self.widths
+            for first in range(groups - width + 1)
+        }
+
+    @property
+    def width_in(self) -> int:
+        return self._inputs.shape[1]
+
+    @torch.inference_mode()
+    def _same_bits(self, state: Callable[[int], SlotState], width: int) -> bool:
+        """Whether `width` groups in one call give the bits of `width` calls: a product may round otherwise
+        with more rows. Two frames, compared in the outputs and in all that the streams keep."""
+        rows = width * self.group
+        joined, apart = state(rows), state(rows)
+        active = torch.ones(rows, dtype=torch.bool, device=self._device)
+        for _ in range(2):
+            inputs = self._inputs_like(rows).to(self._device)
+            expected = [
+                self._step(inputs[at : at + self.group], apart.group(at, at + self.group), active[at : at + self.group])
+                for at in range(0, rows, self.group)
+            ]
+            if not torch.equal(self._step(inputs, joined, active), torch.cat(expected)):
+                return False
+        return all(torch.equal(joined[name], apart[name]) for name in joined.tensors)
 
     def reset(self, slot: int) -> None:
         """Makes `slot` a fresh stream."""
@@ -67,9 +117,9 @@ class _Lane:
         return slot
 
     def _check(self, slots: Sequence[int], data: Int16) -> None:
-        if data.shape != (len(slots), self._width_in) or data.dtype != np.int16:
+        if data.shape != (len(slots), self.width_in) or data.dtype != np.int16:
             raise ValueError(
-                f"expected int16 [{len(slots)}, {self._width_in}] for {len(slots)} slots, "
+                f"expected int16 [{len(slots)}, {self.width_in}] for {len(slots)} slots, "
                 f"got {data.dtype} {list(data.shape)}"
             )
         if len(set(slots)) != len(slots):
@@ -87,15 +137,20 @@ class _Lane:
         active = self._active.numpy()
         active[:] = False
         active[index] = True
-        outputs: dict[int, Tensor] = {}
-        for number in sorted({slot // self.group for slot in slots}):
-            rows_of = slice(number * self.group, (number + 1) * self.group)
-            inputs = self._inputs[rows_of].to(self._device, non_blocking=True)
-            mask = self._active[rows_of].to(self._device, non_blocking=True)
-            outputs[number] = self._step(inputs, self._groups[number], mask)
-        # Groups are only fetched once all are under way, so that a device is waited for once.
-        fetched = {number: output.cpu().numpy() for number, output in outputs.items()}
-        return np.stack([fetched[slot // self.group][slot % self.group] for slot in slots])
+        outputs: list[tuple[int, Tensor]] = []
+        for first, width in spans(np.unique(index // self.group).tolist(), self.widths):
+            start, stop = first * self.group, (first + width) * self.group
+            inputs = self._inputs[start:stop].to(self._device, non_blocking=True)
+            mask = self._active[start:stop].to(self._device, non_blocking=True)
+            outputs.append((start, self._step(inputs, self._views[first, width], mask)))
+        # Fetched only once all are under way, so that a device is waited for once.
+        place = np.empty(len(self._active), dtype=np.int64)
+        done = 0
+        for start, output in outputs:
+            place[start : start + len(output)] = np.arange(done, done + len(output))
+            done += len(output)
+        fetched: npt.NDArray[np.generic] = torch.cat([output for _, output in outputs]).cpu().numpy()[place[index]]
+        return fetched
 
 
 class EncoderLane(_Lane):
@@ -105,9 +160,13 @@ class EncoderLane(_Lane):
         self, mimi: Mimi, slots: int, group: int | None = None, device: torch.device | str | None = None
     ) -> None:
         device, group = _placed(mimi, slots, group, device)
-        state = mimi.init_encoder_state(_rounded(slots, group), device=device)
+        random = torch.Generator().manual_seed(0)
+
+        def noise(rows: int) -> Tensor:
+            return torch.rand(rows, FRAME_SAMPLES, generator=random) - 0.5
+
         self._codebooks = mimi.config.num_codebooks
-        super().__init__(mimi.encode_frame, state, slots, group, FRAME_SAMPLES, torch.float32)
+        super().__init__(mimi.encode_frame, partial(mimi.init_encoder_state, device=device), slots, group, noise)
 
     def run(self, slots: Sequence[int], data: Int16) -> Int16:
         """PCM [n, 1920] int16 of n different slots → their codes [n, 8] int16; those slots advance one frame.
@@ -127,9 +186,13 @@ class DecoderLane(_Lane):
         self, mimi: Mimi, slots: int, group: int | None = None, device: torch.device | str | None = None
     ) -> None:
         device, group = _placed(mimi, slots, group, device)
-        state = mimi.init_decoder_state(_rounded(slots, group), device=device)
+        random = torch.Generator().manual_seed(0)
         self._bins = mimi.config.quantizer.bins
-        super().__init__(mimi.decode_frame, state, slots, group, mimi.config.num_codebooks, torch.int64)
+
+        def noise(rows: int) -> Tensor:
+            return torch.randint(0, self._bins, (rows, mimi.config.num_codebooks), generator=random)
+
+        super().__init__(mimi.decode_frame, partial(mimi.init_decoder_state, device=device), slots, group, noise)
 
     def run(self, slots: Sequence[int], data: Int16) -> Int16:
         """Codes [n, 8] int16 of n different slots → their PCM [n, 1920] int16; those slots advance one frame.
@@ -149,16 +212,10 @@ class DecoderLane(_Lane):
 
 def _placed(mimi: Mimi, slots: int, group: int | None, device: torch.device | str | None) -> tuple[torch.device, int]:
     """Moves the codec to its device and settles the group's size."""
-    if slots < 1:
-        raise ValueError(f"a lane has at least one slot, not {slots}")
+    if slots < 1 or (group is not None and group < 1):
+        raise ValueError(f"a lane has at least one slot in groups of at least one, not {slots} in groups of {group}")
     if device is not None:
         mimi.to(device)
     mimi.eval()
     placed = next(mimi.parameters()).device
-    group = group or (slots if placed.type == "cuda" else CPU_GROUP)
-    return placed, group
-
-
-def _rounded(slots: int, group: int) -> int:
-    """Slots padded to whole groups; the padding is never active."""
-    return -(-slots // group) * group
+    return placed, group or (slots if placed.type == "cuda" else CPU_GROUP)

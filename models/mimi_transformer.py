@@ -35,10 +35,9 @@ def rotation(positions: Tensor, head_dim: int, max_period: float) -> Tensor:
     return torch.complex(angles.cos(), angles.sin())
 
 
-def rotate(x: Tensor, by: Tensor) -> Tensor:
-    """Turns the interleaved pairs (2i, 2i+1) of x [..., heads, head_dim] by [..., 1, head_dim / 2]."""
-    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * by).flatten(-2)
+def rotate_(x: Tensor, by: Tensor) -> None:
+    """Turns the interleaved pairs (2i, 2i+1) of x [..., heads, head_dim] by [..., 1, head_dim / 2], in place."""
+    torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(by)
 
 
 class SelfAttention(nn.Module):
@@ -50,15 +49,17 @@ class SelfAttention(nn.Module):
         self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * dim, dim)))
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
-    def project(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[batch, time, dim] → queries, keys and values, each [batch, time, heads, head_dim]."""
+    def project(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+        """[batch, time, dim] → queries [batch, time, heads, head_dim] and keys with values
+        [batch, heads, 2, time, head_dim]."""
         qkv = F.linear(x, self.in_proj_weight).view(*x.shape[:-1], 3, self.heads, self.head_dim)
-        queries, keys = rotate(qkv[:, :, :2], turn.unsqueeze(2)).unbind(2)
-        return queries, keys, qkv[:, :, 2]
+        rotate_(qkv[:, :, :2], turn.unsqueeze(-3))
+        return qkv[:, :, 0], qkv[:, :, 1:].permute(0, 3, 2, 1, 4)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """[batch, time, heads, head_dim], twice [batch, heads, keys, head_dim], and the additive bias
+    def attend(self, queries: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+        """[batch, time, heads, head_dim], [batch, heads, 2, keys, head_dim] and the additive bias
         [batch or 1, 1, time, keys] → [batch, time, dim]."""
+        keys, values = seen.unbind(2)
         y = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=bias)
         return F.linear(y.transpose(1, 2).flatten(-2), self.out_proj.weight)
 
@@ -124,8 +125,7 @@ class MimiTransformer(nn.Module):
         bias = visibility(positions, positions, self.config.context)[None, None]
         turn = rotation(positions, self.head_dim, self.config.max_period)
         for layer in self.layers:
-            queries, keys, values = layer.self_attn.project(layer.norm1(x), turn)
-            y = layer.self_attn.attend(queries, keys.transpose(1, 2), values.transpose(1, 2), bias)
+            y = layer.self_attn.attend(*layer.self_attn.project(layer.norm1(x), turn), bias)
             x = layer.feed_forward(torch.addcmul(x, y, layer.layer_scale_1.scale))
         return x
 
@@ -148,14 +148,10 @@ class MimiTransformer(nn.Module):
         rows = torch.arange(slots, device=x.device).unsqueeze(1)
         entries = torch.remainder(positions[:, -context:], context)
         for index, layer in enumerate(self.layers):
-            queries, keys, values = layer.self_attn.project(layer.norm1(x), turn)
+            queries, newest_kv = layer.self_attn.project(layer.norm1(x), turn)
             ring = state[f"{self.state_name}.{index}"]
-            ring_keys, ring_values = ring.unbind(2)
-            if not one_frame:
-                ring_keys = torch.cat([ring_keys, keys.transpose(1, 2)], dim=2)
-                ring_values = torch.cat([ring_values, values.transpose(1, 2)], dim=2)
-            ring[rows, :, 0, entries] = keys[:, -context:]
-            ring[rows, :, 1, entries] = values[:, -context:]
-            y = layer.self_attn.attend(queries, ring_keys, ring_values, bias)
+            seen_kv = ring if one_frame else torch.cat([ring, newest_kv], dim=3)
+            ring[rows, :, :, entries] = newest_kv[:, :, :, -context:].permute(0, 3, 1, 2, 4)
+            y = layer.self_attn.attend(queries, seen_kv, bias)
             x = layer.feed_forward(torch.addcmul(x, y, layer.layer_scale_1.scale))
         return x
