@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,6 +35,17 @@ SHAPES: dict[str, tuple[LMConfig, MimiConfig]] = {
     "demo": (demo_checkpoint.LM, demo_checkpoint.MIMI),
     "7b": (LMConfig(), MimiConfig()),
 }
+
+
+def shapes_of(name: str) -> tuple[LMConfig, MimiConfig]:
+    """The shapes called `name`, or those of a checkpoint's folder. Raises ValueError if it is neither."""
+    if name in SHAPES:
+        return SHAPES[name]
+    file = Path(name) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{name!r} is neither {' nor '.join(SHAPES)} nor a folder with a config.json")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return LMConfig.from_dict(config.get("lm", {})), MimiConfig.from_dict(config.get("mimi", {}))
 
 
 @dataclass(frozen=True)
@@ -126,36 +138,38 @@ def measure_codec(mimi: Mimi, slots: int, device: torch.device) -> tuple[float, 
     )
 
 
-def measure(
-    lm: LMConfig,
-    mimi: MimiConfig,
-    slots: Sequence[int],
-    contexts: Sequence[int],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Iterator[FrameRow]:
-    """A row for every pair of `slots` and `contexts`, as each is measured; full contexts are reserved, as in service."""
-    bandwidth = copy_bandwidth(device)
-    model, codec = random_lm(lm, device, dtype), random_mimi(mimi, device)
-    for count in slots:
-        encode_ms, decode_ms = measure_codec(codec, count, device)
-        cache = KVCache(lm, count, DEFAULT_TILE, device=device, dtype=dtype)
+class FrameBench:
+    """One model and one codec of random weights on one device, measured at several fills."""
+
+    def __init__(self, lm: LMConfig, mimi: MimiConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.bandwidth = copy_bandwidth(device)  # bytes/s
+        self._model = random_lm(lm, device, dtype)
+        self._codec = random_mimi(mimi, device)
+
+    def measure(self, slots: int, contexts: Sequence[int]) -> Iterator[FrameRow]:
+        """A row for each of `contexts` as it is measured. Full contexts are reserved, as in service.
+
+        Raises torch.OutOfMemoryError if the device cannot hold so many slots.
+        """
+        model, dtype = self._model, self._model.dtype
+        encode_ms, decode_ms = measure_codec(self._codec, slots, self.device)
+        cache = KVCache(model.config, slots, DEFAULT_TILE, device=self.device, dtype=dtype)
         for context in contexts:
-            needed = step_bytes(model, count, context)
+            needed = step_bytes(model, slots, context)
             yield FrameRow(
-                slots=count,
+                slots=slots,
                 context_frames=context,
                 encode_ms=round(encode_ms, 3),
-                step_ms=round(measure_step(model, cache, count, context), 3),
+                step_ms=round(measure_step(model, cache, slots, context), 3),
                 decode_ms=round(decode_ms, 3),
-                roofline_ms=round(needed / bandwidth * 1e3, 3),
+                roofline_ms=round(needed / self.bandwidth * 1e3, 3),
                 step_bytes=needed,
-                bandwidth_gb_s=round(bandwidth / 1e9, 1),
-                device=device_name(device),
+                bandwidth_gb_s=round(self.bandwidth / 1e9, 1),
+                device=device_name(self.device),
                 dtype=str(dtype).removeprefix("torch."),
                 threads=torch.get_num_threads(),
             )
-        del cache
 
 
 def default_contexts(lm: LMConfig) -> list[int]:
@@ -178,7 +192,7 @@ def pick_device(name: str) -> torch.device:
     if name.split(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"{name!r} is no device; choose auto, cpu or cuda")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("this machine has no CUDA device that torch can see; choose --device cpu")
+        raise ValueError("this machine has no CUDA device that torch can see (--device cpu works)")
     return torch.device(name)
 
 
@@ -192,7 +206,7 @@ def line(row: FrameRow) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.frame", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="demo")
+    parser.add_argument("--shape", default="demo", help="demo, 7b, or a checkpoint's folder")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument(
         "--context", type=int, nargs="+", help="frames held already; default: 10, 50, 100 %% of the window"
@@ -203,17 +217,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         device = pick_device(arguments.device)
+        lm, mimi = shapes_of(arguments.shape)
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(arguments.threads)
-    lm, mimi = SHAPES[arguments.shape]
-    rows = []
-    for row in measure(
-        lm, mimi, arguments.slots, arguments.context or default_contexts(lm), device, default_dtype(device)
-    ):
-        rows.append(row)
-        if not arguments.json:
-            print(line(row))
+    bench = FrameBench(lm, mimi, device, default_dtype(device))
+    rows: list[FrameRow] = []
+    for slots in arguments.slots:
+        for row in bench.measure(slots, arguments.context or default_contexts(lm)):
+            rows.append(row)
+            if not arguments.json:
+                print(line(row), flush=True)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     return 0

@@ -1,0 +1,118 @@
+"""`personaplex bench`: what a frame costs on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serving.cli.console import WRONG_USE, err, fail, out
+
+if TYPE_CHECKING:
+    from benchmarks.frame import FrameRow
+
+app = typer.Typer(
+    help="Measure this machine.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def measure() -> None:
+    """Measure this machine."""
+
+
+@app.command()
+def frame(
+    slots: Annotated[
+        list[str] | None, typer.Option("--slots", metavar="N…", help="Conversations at once: 1 4 16, or 1,4,16.")
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads on a CPU; the server's actors use one each.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    checkpoint: Annotated[
+        str, typer.Option(help="Whose shape: demo, 7b, or a folder with a config.json. Weights are random either way.")
+    ] = "demo",
+    context: Annotated[
+        list[int] | None,
+        typer.Option("--context", min=1, help="Frames held already; default 10, 50 and 100 % of the window."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON and nothing else.")] = False,
+) -> None:
+    """Milliseconds of one 80 ms frame: encode, frame step, decode.
+
+    Beside the step stands its roofline: the bytes it has to read over the copy bandwidth of this device. All
+    figures are medians of the torch code alone, without Ray or network, on random weights.
+
+    \b
+      personaplex bench frame
+      personaplex bench frame --slots 1 4 16 --threads 1 --device cpu --json
+      personaplex bench frame --checkpoint 7b --slots 32 --device cuda
+    """
+    # `--slots 1 4 16`: an option takes one value, so 4 and 16 arrive as arguments.
+    if more and not slots:
+        fail(f"what is {more[0]!r}? numbers of slots come after --slots", WRONG_USE)
+    counts = _numbers([*(slots or ["1", "4", "16"]), *(more or [])])
+
+    import torch
+
+    from benchmarks.frame import FrameBench, default_contexts, default_dtype, pick_device, shapes_of
+
+    try:
+        chosen = pick_device(device)
+        lm, mimi = shapes_of(checkpoint)
+    except ValueError as error:
+        fail(str(error), WRONG_USE)
+    contexts = sorted({min(frames, lm.window) for frames in context or default_contexts(lm)})
+    torch.set_num_threads(threads)
+    rows: list[FrameRow] = []
+    with err.status("measuring") as status:
+        bench = FrameBench(lm, mimi, chosen, default_dtype(chosen))
+        for count in counts:
+            status.update(f"measuring {count} slots")
+            rows += bench.measure(count, contexts)
+    if as_json:
+        # The plain print: rich would wrap and colour it.
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+    else:
+        _print_table(rows)
+
+
+def _numbers(values: list[str]) -> list[int]:
+    counts: list[int] = []
+    for value in ",".join(values).replace(" ", ",").split(","):
+        if not value:
+            continue
+        if not value.isdecimal() or int(value) < 1:
+            fail(f"--slots wants whole numbers from 1 on, not {value!r}", WRONG_USE)
+        counts.append(int(value))
+    return counts
+
+
+def _print_table(rows: list[FrameRow]) -> None:
+    from rich.table import Table
+
+    first = rows[0]
+    table = Table(
+        title=f"One frame on {first.device}, {first.dtype}, {first.threads} thread(s), {first.bandwidth_gb_s:.0f} GB/s",
+        title_justify="left",
+        caption="ms, medians; the budget of all three together is 80 ms a frame",
+        caption_justify="left",
+    )
+    for name in ("slots", "context", "encode", "step", "roofline", "decode", "together"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        colour = "green" if row.real_time else "red"
+        table.add_row(
+            str(row.slots),
+            str(row.context_frames),
+            f"{row.encode_ms:.1f}",
+            f"{row.step_ms:.1f}",
+            f"{row.roofline_ms:.1f}",
+            f"{row.decode_ms:.1f}",
+            f"[{colour}]{row.frame_ms:.1f}[/{colour}]",
+        )
+    out.print(table)

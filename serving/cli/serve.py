@@ -1,0 +1,139 @@
+"""`personaplex serve`: the whole system on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serving.cli.console import UNTRAINED, WRONG_USE, err, fail, note, out
+
+if TYPE_CHECKING:
+    from serving.settings import ServeSettings
+
+
+def serve(
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", "-c", help="Folder, Hugging Face repository, or demo.", show_default="demo"),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.", show_default="8998")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to bind. Beyond loopback, --keys-file is required.", show_default="127.0.0.1"),
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Conversations a replica holds at once.", show_default="4")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default="auto")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="Most replicas autoscaling may start.", show_default="1")
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option(help="What a replica asks Ray for: H100, none, auto.", show_default="auto")
+    ] = None,
+    keys_file: Annotated[
+        Path | None, typer.Option(help="API keys with their tenants' limits.", show_default="none: open on loopback")
+    ] = None,
+    opus_complexity: Annotated[int | None, typer.Option(help="0 to 10.", show_default="5")] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Where traces and metrics go (OTLP over HTTP).", show_default="nowhere")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="DEBUG to ERROR.", show_default="WARNING")] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--list-settings", help="Print every setting with its default and leave.")
+    ] = False,
+) -> None:
+    """Start Ray and the server on this machine and print where to talk.
+
+    Every setting, these and the rarer ones, also comes from the environment as PERSONAPLEX_NAME; what is given
+    here wins. Ctrl-C ends the conversations and stops everything.
+
+    \b
+      personaplex serve
+      personaplex serve --port 9000 --slots 8
+      personaplex serve --checkpoint nvidia/personaplex-7b-v1 --slots 32 --host 0.0.0.0 --keys-file keys.toml
+      PERSONAPLEX_IDLE_TIMEOUT_S=600 personaplex serve
+    """
+    if list_settings:
+        _print_settings()
+        return
+    settings = settings_from(
+        checkpoint=checkpoint,
+        port=port,
+        host=host,
+        slots=slots,
+        device=device,
+        dtype=dtype,
+        max_replicas=max_replicas,
+        accelerator=accelerator,
+        keys_file=keys_file,
+        opus_complexity=opus_complexity,
+        otlp_endpoint=otlp_endpoint,
+        log_level=log_level,
+    )
+    from models.checkpoint import CheckpointError, load_checkpoint
+
+    try:
+        loaded = load_checkpoint(settings.checkpoint, parts=frozenset())
+    except CheckpointError as error:
+        fail(str(error))
+    from serving.local import LocalStartError, local_server
+
+    stopped = threading.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, lambda *_: stopped.set())
+    try:
+        with err.status("starting Ray and the server"):
+            server = local_server(settings)
+            url = server.__enter__()
+    except LocalStartError as error:
+        fail(str(error))
+    try:
+        _say_where(url, loaded.name, loaded.trained, settings)
+        stopped.wait()
+        note("stopping")
+    finally:
+        server.__exit__(None, None, None)
+
+
+def settings_from(**given: Any) -> ServeSettings:
+    """Settings with what was given on the command line over the environment; one clear sentence if they are wrong."""
+    from pydantic import ValidationError
+
+    from serving.settings import ServeSettings
+
+    try:
+        return ServeSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        fail("; ".join(_sentence(problem) for problem in error.errors()), WRONG_USE)
+
+
+def _sentence(problem: Any) -> str:
+    what = str(problem["msg"]).removeprefix("Value error, ")
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"--{where.replace('_', '-')}: {what}" if where else what
+
+
+def _say_where(url: str, name: str, trained: bool, settings: ServeSettings) -> None:
+    out.print(f"[bold]Talk at {url}[/bold]", highlight=False)
+    out.print(f"  {name}, {settings.slots} conversations at once on {settings.device}", highlight=False)
+    out.print(f"  personaplex talk in.wav out.wav --server {url}", highlight=False)
+    if not trained:
+        out.print(UNTRAINED)
+    out.print("[dim]Ctrl-C stops it.[/dim]")
+
+
+def _print_settings() -> None:
+    from rich.table import Table
+
+    from serving.settings import ServeSettings
+
+    table = Table(title="Settings, from the environment as PERSONAPLEX_NAME", title_justify="left")
+    for column in ("name", "default", "meaning"):
+        table.add_column(column)
+    for name, field in ServeSettings.model_fields.items():
+        table.add_row(name, str(field.default), field.description or "")
+    out.print(table)

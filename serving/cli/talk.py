@@ -1,0 +1,185 @@
+"""`personaplex talk`: a recording goes in, the agent's answer comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serving.cli.console import UNTRAINED, WRONG_USE, err, fail, note
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from graphs.stages import Sampling
+
+FRAME_S = 0.08
+MOST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for, checked."""
+
+    voice: str
+    role: str
+    seed: int
+    sampling: Sampling
+
+
+def talk(
+    recording: Annotated[Path, typer.Argument(metavar="IN.wav", help="What the user says; any rate, any format.")],
+    answer: Annotated[Path, typer.Argument(metavar="OUT.wav", help="Where the agent's voice goes: 24 kHz mono.")],
+    voice: Annotated[str, typer.Option(help="A voice of the checkpoint; see personaplex voices.")] = "NATF2",
+    role: Annotated[str, typer.Option(metavar="TEXT|@FILE", help="Who the agent is to be.")] = "",
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="Same seed, same answer. Drawn, and told, if not given.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="OUT.json", help="Also write the agent's words, with their times.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="URL", help="A running server, e.g. http://localhost:8998; in real time.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="PERSONAPLEX_KEY", help="API key for --server.")] = None,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", "-c", help="Without --server: folder, Hugging Face repository, or demo.")
+    ] = "demo",
+    device: Annotated[str, typer.Option(help="Without --server: auto, cpu or cuda.")] = "auto",
+    text_temperature: Annotated[float, typer.Option(min=0, max=10, help="0 is greedy.")] = 0.7,
+    text_topk: Annotated[int, typer.Option(min=1)] = 25,
+    audio_temperature: Annotated[float, typer.Option(min=0, max=10, help="0 is greedy.")] = 0.8,
+    audio_topk: Annotated[int, typer.Option(min=1)] = 250,
+) -> None:
+    """Stream a recording to the agent and keep what it says meanwhile.
+
+    The answer is as long as the recording: a full-duplex agent listens and speaks at the same time. Without
+    --server the actors of a replica are started on this machine for this one conversation, which runs as fast as it
+    can; with --server it is held over /api/chat in real time.
+
+    \b
+      personaplex talk question.wav answer.wav
+      personaplex talk question.wav answer.wav --voice NATM1 --role @teacher.txt --seed 7 --text words.json
+      personaplex talk question.wav answer.wav --server http://localhost:8998
+    """
+    from graphs.stages import Sampling
+    from loadtest.speech import UnreadableAudio, read_speech, write_wav
+
+    wish = Wish(
+        voice=voice,
+        role=_read_role(role),
+        seed=secrets.randbelow(2**31) if seed is None else seed,
+        sampling=Sampling(text_temperature, text_topk, audio_temperature, audio_topk),
+    )
+    try:
+        speech = read_speech(recording)
+    except UnreadableAudio as error:
+        fail(str(error), WRONG_USE)
+    if server is not None:
+        pcm, words = _over_server(server, key, speech, wish)
+    else:
+        pcm, words = _through_actors(checkpoint, device, speech, wish)
+    try:
+        write_wav(answer, pcm)
+        if text is not None:
+            text.parent.mkdir(parents=True, exist_ok=True)
+            text.write_text(json.dumps(words, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        fail(f"the answer cannot be written: {error}")
+    said = "".join(piece["text"] for piece in words["pieces"]).strip()
+    note(f"{answer}: {len(pcm) / 24_000:.2f} s, voice {wish.voice}, seed {wish.seed}")
+    if said:
+        err.print(f"it said: {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _read_role(role: str) -> str:
+    """TEXT, or the content of FILE for @FILE."""
+    if not role.startswith("@"):
+        return role
+    try:
+        return Path(role[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"the role cannot be read from {role[1:]}: {error}", WRONG_USE)
+
+
+def _over_server(
+    server: str, key: str | None, speech: npt.NDArray[np.float32], wish: Wish
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    from loadtest.chat_client import ChatFailed, hold_conversation
+    from loadtest.chat_wire import ChatOptions, WireError
+    from loadtest.speech import Recording
+
+    spoken = Recording.of("talk", speech)
+    sampling = {
+        "text_temperature": f"{wish.sampling.text_temperature:g}",
+        "text_topk": str(wish.sampling.text_top_k),
+        "audio_temperature": f"{wish.sampling.audio_temperature:g}",
+        "audio_topk": str(wish.sampling.audio_top_k),
+    }
+    options = ChatOptions(wish.voice, wish.role, wish.seed, key, sampling)
+    try:
+        with _progress(f"talking to {server}", spoken.frames) as advance:
+            held = asyncio.run(hold_conversation(server, spoken, options, on_frame=advance))
+    except (ChatFailed, WireError) as error:
+        fail(str(error))
+    except ValueError as error:
+        fail(str(error), WRONG_USE)
+    pieces = [{"start_s": round(piece.start_s, 3), "text": piece.text} for piece in held.text]
+    return held.agent, _words(wish, server, pieces)
+
+
+def _through_actors(
+    checkpoint: str, device: str, speech: npt.NDArray[np.float32], wish: Wish
+) -> tuple[npt.NDArray[np.int16], dict[str, Any]]:
+    from actors.errors import ServingError
+    from graphs.stages import SessionSpec
+    from loadtest.speech import in_frames, to_int16
+    from models.checkpoint import CheckpointError
+    from models.voices import VoiceError
+    from serving.offline import answer_recording
+
+    frames = to_int16(in_frames(speech))
+    spec = SessionSpec(wish.voice, wish.role, wish.seed, wish.sampling)
+    try:
+        with _progress("starting the actors", len(frames)) as advance:
+            heard = answer_recording(checkpoint, frames, spec, device=device, on_frame=advance)
+    except (ServingError, CheckpointError, VoiceError, ValueError) as error:
+        fail(str(error))
+    if not heard.trained:
+        note(UNTRAINED)
+    pieces = [
+        {"start_s": round(frame * FRAME_S, 3), "text": piece} for frame, piece in enumerate(heard.pieces) if piece
+    ]
+    words = _words(wish, heard.checkpoint, pieces)
+    words["tokens"] = heard.tokens.tolist()  # [frames, 9]: the text token and the agent's eight codes
+    return heard.pcm[: len(speech)], words
+
+
+def _words(wish: Wish, source: str, pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"source": source, "voice": wish.voice, "role": wish.role, "seed": wish.seed, "pieces": pieces}
+
+
+@contextmanager
+def _progress(label: str, frames: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, advanced by the number of frames heard so far."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[heard_s]:.1f} of {task.fields[whole_s]:.1f} s"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        bar = progress.add_task(label, total=frames, heard_s=0.0, whole_s=frames * FRAME_S)
+        yield lambda heard: progress.update(bar, completed=heard, heard_s=heard * FRAME_S, description="talking")
