@@ -16,7 +16,7 @@ from torch import Tensor
 
 from graphs.attention import ROW_PAD, Span, SpanAttention
 from graphs.kv_cache import KVCache, round_up
-from graphs.sampling import SamplingRows, sample
+from graphs.sampling import SamplingRows, make_sampler
 from graphs.stages import Sampling
 from models.config import AUDIO_CODEBOOKS
 from models.lm import DepthPass, LanguageModel
@@ -89,16 +89,16 @@ class FrameStep:
         padded = [*emits, *([emits[-1]] * (max(self._fixed_emits, round_up(count, ROW_PAD)) - count))]
         hidden = hidden[torch.tensor([emit.row for emit in padded], device=device)]
         given = torch.from_numpy(np.stack([emit.given for emit in padded]).astype(np.int64)).to(device)
-        rows = sampling_rows(padded, device)
+        sampler = make_sampler(sampling_rows(padded), device)
 
         text_logits = self._model.text_logits(hidden)
-        drawn = sample(text_logits, rows.text_temperature, rows.text_top_k, rows.seed, rows.column, 0)
+        drawn = sampler.draw(text_logits, 0)
         token = torch.where(given[:, 0] >= 0, given[:, 0], drawn)
         out, audio_logits = [token], []
         depth = DepthPass(self._model, hidden)
         for codebook in range(AUDIO_CODEBOOKS):
             logits = depth.logits(codebook, token)
-            drawn = sample(logits, rows.audio_temperature, rows.audio_top_k, rows.seed, rows.column, codebook + 1)
+            drawn = sampler.draw(logits, codebook + 1)
             known = given[:, codebook + 1]
             token = torch.where(known >= 0, known, drawn)
             out.append(token)
@@ -110,20 +110,14 @@ class FrameStep:
         return result
 
 
-def sampling_rows(emits: Sequence[Emit], device: torch.device) -> SamplingRows:
+def sampling_rows(emits: Sequence[Emit]) -> SamplingRows:
     """Gathers the emits' sampling parameters, a row each."""
-
-    def real(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)
-
-    def whole(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
+    samplings = [emit.sampling for emit in emits]
     return SamplingRows(
-        text_temperature=real([emit.sampling.text_temperature for emit in emits]),
-        text_top_k=whole([emit.sampling.text_top_k for emit in emits]),
-        audio_temperature=real([emit.sampling.audio_temperature for emit in emits]),
-        audio_top_k=whole([emit.sampling.audio_top_k for emit in emits]),
-        seed=whole([emit.seed for emit in emits]),
-        column=whole([emit.column for emit in emits]),
+        text_temperature=np.array([sampling.text_temperature for sampling in samplings], dtype=np.float32),
+        text_top_k=np.array([sampling.text_top_k for sampling in samplings], dtype=np.int64),
+        audio_temperature=np.array([sampling.audio_temperature for sampling in samplings], dtype=np.float32),
+        audio_top_k=np.array([sampling.audio_top_k for sampling in samplings], dtype=np.int64),
+        seed=np.array([emit.seed for emit in emits], dtype=np.int64),
+        column=np.array([emit.column for emit in emits], dtype=np.int64),
     )
