@@ -24,8 +24,9 @@ class Mimi(nn.Module):
     """Parameter and buffer names and shapes are the published ones.
 
     A frame is 1,920 samples; the whole codec shares 80 ms with the language model, so both directions aim at
-    a few milliseconds. Streamed calls read tensors derived from the weights, built in the first call and kept
-    until the weights are loaded, moved, or `train()`/`eval()` is called; `unpack` drops them by hand.
+    a few milliseconds. Streamed calls read tensors derived from the weights: in eval mode they are built by the
+    first call (so call once before a CUDA graph is captured) and kept until weights are loaded or moved, or the
+    mode changes; whoever writes weights in place in eval mode calls `unpack`.
     """
 
     def __init__(self, config: MimiConfig) -> None:
@@ -140,7 +141,8 @@ class Mimi(nn.Module):
                 module.drop_derived()
 
     def train(self, mode: bool = True) -> Mimi:
-        self.unpack()
+        if mode != self.training:
+            self.unpack()
         super().train(mode)
         return self
 

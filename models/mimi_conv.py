@@ -30,7 +30,7 @@ class Packed(NamedTuple):
 
 
 class PackedModule(nn.Module):
-    """Keeps tensors derived from its parameters until they change; `Mimi.unpack` drops them all."""
+    """Keeps tensors derived from its parameters, but not while training; `Mimi.unpack` drops them all."""
 
     _derived: object = None
 
@@ -61,7 +61,7 @@ class StreamingConv(PackedModule):
         return (self.history, self.in_channels)
 
     def packed(self) -> Packed:
-        if not isinstance(self._derived, Packed):
+        if self.training or not isinstance(self._derived, Packed):
             with torch.no_grad():
                 self._derived = self._pack()
         assert isinstance(self._derived, Packed)

@@ -110,7 +110,7 @@ class SplitQuantizer(PackedModule):
         return (self.rvq_first.codebooks() + self.rvq_rest.codebooks())[: self.used]
 
     def tables(self) -> Tables:
-        if not isinstance(self._derived, Tables):
+        if self.training or not isinstance(self._derived, Tables):
             with torch.no_grad():
                 self._derived = self._build_tables()
         assert isinstance(self._derived, Tables)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from graphs.codec import DecoderLane, EncoderLane, Int16
+from graphs.codec import DecoderLane, EncoderLane, Int16, spans
 from models.config import FRAME_SAMPLES, MimiConfig
 from models.mimi import Mimi
+from models.slot_state import SlotState
 
 DATA = Path(__file__).parents[2] / "data"
 FRAMES = 60
@@ -99,6 +101,45 @@ def test_any_place_in_any_group(mimi: Mimi, speech: Int16, codes: Int16, alone: 
     for frame in range(25):
         assert np.array_equal(encoder.run([slot], speech[frame : frame + 1])[0], alone[0][frame])
         assert np.array_equal(decoder.run([slot], codes[frame : frame + 1])[0], alone[1][frame])
+
+
+@pytest.mark.parametrize(
+    ("groups", "widths", "expected"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6], (4, 2, 1), [(0, 4), (4, 2), (6, 1)]),
+        ([0, 2, 3, 5], (4, 2, 1), [(0, 1), (2, 2), (5, 1)]),
+        ([3, 4, 5], (1,), [(3, 1), (4, 1), (5, 1)]),
+        ([], (4, 2, 1), []),
+    ],
+)
+def test_spans(groups: list[int], widths: tuple[int, ...], expected: list[tuple[int, int]]) -> None:
+    assert spans(groups, widths) == expected
+
+
+@pytest.mark.parametrize("lane", [EncoderLane, DecoderLane])
+def test_joined_groups_give_the_bits_of_single_ones(mimi: Mimi, lane: type[EncoderLane] | type[DecoderLane]) -> None:
+    """On every machine: where joining changes bits, the lane must have noticed."""
+    random = np.random.default_rng(3)
+    joined, single = lane(mimi, 16), lane(mimi, 16)
+    single.widths = (1,)
+    for _ in range(20):
+        slots = [slot for slot in range(16) if random.random() < 0.7]
+        top = 128 if lane is DecoderLane else 8000
+        data = random.integers(0, top, (len(slots), joined.width_in), dtype=np.int16)
+        assert np.array_equal(joined.run(slots, data), single.run(slots, data))
+
+
+def test_groups_stay_apart_where_more_rows_round_otherwise(mimi: Mimi, codes: Int16) -> None:
+    class OtherCpu(Mimi):
+        def decode_frame(self, codes: Tensor, state: SlotState, active: Tensor | None = None) -> Tensor:
+            return super().decode_frame(codes, state, active) * (1.0 + 1e-6 * (len(codes) > 4))
+
+    other = OtherCpu(mimi.config)
+    other.load_state_dict(mimi.state_dict())
+    lane = DecoderLane(other, 16)
+    assert lane.widths == (1,)
+    pcm = lane.run(list(range(16)), np.repeat(codes[:1], 16, axis=0))
+    assert np.array_equal(pcm, np.repeat(DecoderLane(mimi, 1).run([0], codes[:1]), 16, axis=0))
 
 
 def test_migration_mid_call(mimi: Mimi, speech: Int16, codes: Int16, alone: tuple[Int16, Int16]) -> None:

@@ -199,6 +199,14 @@ def test_changed_weights_are_seen(mimi: Mimi, golden: dict[str, Tensor]) -> None
     assert not torch.equal(decode(codec, codes, 1, 0), before)
     codec.load_state_dict(mimi.state_dict())
     assert torch.equal(decode(codec, codes, 1, 0), before)
+    codec.train()
+    for _ in range(2):  # as an optimiser does between two looks at the codec
+        with torch.no_grad():
+            codec.decoder.model[14].conv["conv"].bias += 0.25
+        trained = decode(codec, codes, 1, 0)
+        assert not torch.equal(trained, before)
+        before = trained
+    assert torch.equal(decode(codec.eval(), codes, 1, 0), before)
 
 
 def test_used_codebooks_follow_the_config(mimi: Mimi) -> None:
@@ -216,6 +224,58 @@ def test_broken_frames_and_impossible_shapes_are_refused(mimi: Mimi) -> None:
         Mimi(MimiConfig(transformer=CodecTransformerConfig(context=2)))
     with pytest.raises(ValueError, match="codebooks"):
         Mimi(MimiConfig(num_codebooks=33))
+
+
+@pytest.mark.gpu
+def test_golden_run_on_cuda(mimi: Mimi, golden: dict[str, Tensor]) -> None:
+    codec = Mimi(mimi.config).eval()
+    codec.load_state_dict(mimi.state_dict())
+    codec.cuda()
+    encoder, decoder = codec.init_encoder_state(4), codec.init_decoder_state(4)
+    codes, pcm = [], []
+    for frame, expected in zip(golden["pcm_in"].view(FRAMES, -1).cuda(), golden["expected_codes"].cuda(), strict=True):
+        codes.append(codec.encode_frame(frame.repeat(4, 1), encoder)[2].cpu())
+        pcm.append(codec.decode_frame(expected.repeat(4, 1), decoder)[2].cpu())
+    assert (torch.stack(codes) == golden["expected_codes"]).float().mean() >= 0.99
+    torch.testing.assert_close(torch.cat(pcm), golden["expected_pcm"], atol=2e-5, rtol=0.0)
+
+
+@pytest.mark.gpu
+def test_a_captured_frame_gives_the_bits_of_an_eager_one(mimi: Mimi, golden: dict[str, Tensor]) -> None:
+    """Both directions in one CUDA graph: nothing in the step waits for the host or depends on data."""
+    codec = Mimi(mimi.config).eval()
+    codec.load_state_dict(mimi.state_dict())
+    codec.cuda()
+    pcm = golden["pcm_in"].view(FRAMES, 1, FRAME_SAMPLES).expand(-1, 4, -1).cuda()
+    eager = codec.init_encoder_state(4), codec.init_decoder_state(4)
+    captured = codec.init_encoder_state(4), codec.init_decoder_state(4)
+    active = torch.tensor([True, False, True, True], device="cuda")
+    static = pcm[0].clone()
+
+    def step(states: tuple[SlotState, SlotState]) -> tuple[Tensor, Tensor]:
+        codes = codec.encode_frame(static, states[0], active)
+        return codes, codec.decode_frame(codes, states[1], active)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(captured)
+    torch.cuda.synchronize()
+    for state in captured:
+        for slot in range(4):
+            state.reset(slot)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = step(captured)
+    for state in captured:
+        for slot in range(4):
+            state.reset(slot)
+    for frame in pcm:
+        static.copy_(frame)
+        expected = step(eager)
+        graph.replay()
+        assert torch.equal(replayed[0], expected[0])
+        assert torch.equal(replayed[1], expected[1])
 
 
 def test_state_is_slots_first(mimi: Mimi) -> None:
