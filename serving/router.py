@@ -122,9 +122,13 @@ class SessionRouter:
             holder = self._replicas.get(lease.replica)
             if holder is not None:
                 return _grant_of(lease, holder)
+        in_force = self._leases.epoch_in_force(request.session)
+        if in_force != request.after_epoch:
+            raise StaleEpoch(f"The conversation is at epoch {in_force}, not {request.after_epoch}.")
         candidate = place(self._replicas.values(), request.ingress_node)
         verdict = admit(
-            tenant_busy=self._leases.held_by(request.tenant) + self._queued_of[request.tenant],
+            # One that moves is counted already.
+            tenant_busy=self._leases.held_by(request.tenant) + self._queued_of[request.tenant] - (lease is not None),
             tenant_limit=request.tenant_limit,
             room=candidate is not None,
             waiting=len(self._queue),

@@ -218,7 +218,7 @@ class Conversation:
         self._ready: Ready | None = None
         self._failure: ServingError | None = None
         self._over = asyncio.Event()  # ended or failed
-        self._news = asyncio.Event()  # something for ready(), frames() or a sender that waits for room
+        self._news = asyncio.Event()  # set once, then replaced: see _wake
         self._queue = OutputQueue(
             round(settings.stale_audio_s / FRAME_S),
             round(settings.slow_client_s / FRAME_S),
@@ -248,7 +248,7 @@ class Conversation:
         while self._ready is None:
             self._raise_if_over()
             try:
-                await self._clock.wait_for(self._next_news(), deadline_s - self._clock.now())
+                await self._clock.wait_for(self._news.wait(), deadline_s - self._clock.now())
             except TimeoutError:
                 self._fail(ConversationBroken(f"The prompt took longer than {self._settings.ready_timeout_s:g} s."))
         return self._ready
@@ -266,7 +266,7 @@ class Conversation:
         await self._pace()
         while self._sent - self._answered >= MAX_IN_FLIGHT:
             self._raise_if_over()
-            await self._next_news()
+            await self._news.wait()
         self._raise_if_over()
         frame = self._sent
         self._sent += 1
@@ -291,7 +291,7 @@ class Conversation:
             elif self._over.is_set():
                 return
             else:
-                await self._next_news()
+                await self._news.wait()
 
     async def watch(self) -> None:
         """Return when the conversation ends, raise when it fails, even while everything else is stuck."""
@@ -317,12 +317,12 @@ class Conversation:
             self._fail(from_code(message.code, message.message))
         elif isinstance(message, Need):
             self._repeat_from(message.need_frame)
-        self._news.set()
+        self._wake()
 
     def end(self) -> None:
         """The handler is done: wake whoever still waits."""
         self._over.set()
-        self._news.set()
+        self._wake()
 
     async def expire_when_idle(self) -> None:
         """Fail the conversation once its client has been silent for `idle_timeout_s`."""
@@ -385,9 +385,11 @@ class Conversation:
                 continue
             self._raise_if_over()
 
-    async def _next_news(self) -> None:
-        self._news.clear()
-        await self._news.wait()
+    def _wake(self) -> None:
+        """Something has come for ready(), frames() or a sender that waits for room. A fresh event each time, so
+        that no waiter can clear away what another has not seen."""
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _fail(self, error: ServingError) -> None:
         if not self._over.is_set():

@@ -86,7 +86,9 @@ class Tenants:
             for key in entry.keys:
                 digest = _digest_of(key, path, entry.name)
                 if by_hash.setdefault(digest, tenant) != tenant:
-                    raise KeysFileError(f"keys file {path}: tenants {by_hash[digest].name} and {entry.name} share a key")
+                    raise KeysFileError(
+                        f"keys file {path}: tenants {by_hash[digest].name} and {entry.name} share a key"
+                    )
         return cls(by_hash)
 
     def authenticate(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Tenant:
@@ -116,6 +118,6 @@ def _digest_of(entry: str, path: Path, tenant: str) -> str:
     if scheme != "sha256" or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise KeysFileError(
             f"keys file {path}: a key of tenant {tenant} is not 'sha256:' and 64 lower-case hex digits; "
-            "store the hash, never the key: printf %s \"$KEY\" | sha256sum"
+            'store the hash, never the key: printf %s "$KEY" | sha256sum'
         )
     return digest

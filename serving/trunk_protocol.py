@@ -138,9 +138,7 @@ def _decode_open(f: Wire) -> OpenRequest:
         ),
     )
     session, epoch = _owner(f)
-    return OpenRequest(
-        session, epoch, _text(f[2], "tenant", MAX_ID_BYTES), _text(f[3], "ingress", MAX_ID_BYTES), spec
-    )
+    return OpenRequest(session, epoch, _text(f[2], "tenant", MAX_ID_BYTES), _text(f[3], "ingress", MAX_ID_BYTES), spec)
 
 
 def _decode_frame_out(f: Wire) -> FrameOut:
@@ -171,7 +169,10 @@ _UP: dict[int, tuple[int, Callable[[Wire], Any]]] = {
 _DOWN: dict[int, tuple[int, Callable[[Wire], Any]]] = {
     _READY: (6, _decode_ready),
     _FRAME_OUT: (10, _decode_frame_out),
-    _FAILED: (4, lambda f: Failed(*_owner(f), _text(f[2], "code", MAX_ID_BYTES), _text(f[3], "message", MAX_TEXT_BYTES))),
+    _FAILED: (
+        4,
+        lambda f: Failed(*_owner(f), _text(f[2], "code", MAX_ID_BYTES), _text(f[3], "message", MAX_TEXT_BYTES)),
+    ),
     _NEED: (4, lambda f: Need(_key(f), _count(f[3], "need_frame"))),
 }
 
