@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.speech import Recording
+from loadtest.speech import RATE, Recording, read_speech
 
 DATA = Path(__file__).parent / "data"
 
@@ -17,8 +18,10 @@ class Caller:
     name: str
     role: str
 
-    def recording(self) -> Recording:
-        return Recording.load(DATA / f"{self.name}.opus")
+    def recording(self, seconds: float = math.inf) -> Recording:
+        """What they say, or its first `seconds`."""
+        speech = read_speech(DATA / f"{self.name}.opus")
+        return Recording.of(self.name, speech[: int(min(seconds * RATE, len(speech)))])
 
 
 CALLERS = (

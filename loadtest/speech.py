@@ -46,12 +46,8 @@ class Recording:
         return len(self.pcm) / RATE
 
     @staticmethod
-    def load(path: Path) -> Recording:
-        """Reads a file of any rate and channel count. Raises UnreadableAudio."""
-        return Recording.of(path.stem, read_speech(path))
-
-    @staticmethod
     def of(name: str, pcm: Samples) -> Recording:
+        """pcm: [n] float32 at 24 kHz."""
         padded = np.concatenate([in_frames(pcm), np.zeros((TAIL_FRAMES, FRAME_SAMPLES), dtype=np.float32)])
         writer = sphn.OpusStreamWriter(RATE)
         return Recording(name, pcm, tuple(bytes(writer.append_pcm(frame)) for frame in padded))

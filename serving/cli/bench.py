@@ -30,7 +30,7 @@ def frame(
     slots: Annotated[
         list[str] | None, typer.Option("--slots", metavar="N…", help="Conversations at once: 1 4 16, or 1,4,16.")
     ] = None,
-    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads on a CPU; the server's actors use one each.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     checkpoint: Annotated[
@@ -44,8 +44,9 @@ def frame(
 ) -> None:
     """Milliseconds of one 80 ms frame: encode, frame step, decode.
 
-    Beside the step stands its roofline: the bytes it has to read over the copy bandwidth of this device. All
-    figures are medians of the torch code alone, without Ray or network, on random weights.
+    Beside the step stands its roofline: the bytes it has to read over
+    the copy bandwidth of this device. All figures are medians of the
+    torch code alone, without Ray or network, on random weights.
 
     \b
       personaplex bench frame

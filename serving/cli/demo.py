@@ -47,9 +47,11 @@ def demo(
 ) -> None:
     """Start the system, hold four conversations at once, stop it.
 
-    Four recorded callers talk over real WebSockets, each to another voice in another role, on the 80 ms clock of
-    the model. Prints how live each of them was, and writes a stereo recording of each (caller left, agent right)
-    and a picture of who spoke when. Exits with an error if a conversation failed or fell behind real time.
+    Four recorded callers talk over real WebSockets, each to another voice
+    in another role, on the 80 ms clock of the model. Prints how live each
+    of them was, and writes a stereo recording of each (caller left, agent
+    right) and a picture of who spoke when. Exits with an error if a
+    conversation failed or fell behind real time.
 
     \b
       personaplex demo

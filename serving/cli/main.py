@@ -11,9 +11,9 @@ app = typer.Typer(
     help=(
         "Serve NVIDIA PersonaPlex: live, full-duplex conversations, many to a GPU.\n\n"
         "[bold]Begin here[/bold]\n\n"
-        "  personaplex demo                    four conversations at once, on this machine\n\n"
-        "  personaplex serve                   then open http://localhost:8998 and talk\n\n"
-        "  personaplex talk in.wav out.wav     let the agent answer a recording\n\n"
+        "  personaplex demo                 four conversations at once\n\n"
+        "  personaplex serve                then talk at http://localhost:8998\n\n"
+        "  personaplex talk in.wav out.wav  let the agent answer a recording\n\n"
         "[bold]On a GPU, with the real weights[/bold]\n\n"
         "  personaplex serve --checkpoint nvidia/personaplex-7b-v1 --slots 32"
     ),

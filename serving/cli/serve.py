@@ -48,13 +48,15 @@ def serve(
 ) -> None:
     """Start Ray and the server on this machine and print where to talk.
 
-    Every setting, these and the rarer ones, also comes from the environment as PERSONAPLEX_NAME; what is given
-    here wins. Ctrl-C ends the conversations and stops everything.
+    Every setting, these and the rarer ones, also comes from the
+    environment as PERSONAPLEX_NAME; what is given here wins. Ctrl-C ends
+    the conversations and stops everything.
 
     \b
       personaplex serve
       personaplex serve --port 9000 --slots 8
-      personaplex serve --checkpoint nvidia/personaplex-7b-v1 --slots 32 --host 0.0.0.0 --keys-file keys.toml
+      personaplex serve --checkpoint nvidia/personaplex-7b-v1 --slots 32
+      personaplex serve --host 0.0.0.0 --keys-file keys.toml
       PERSONAPLEX_IDLE_TIMEOUT_S=600 personaplex serve
     """
     if list_settings:

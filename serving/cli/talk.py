@@ -40,10 +40,13 @@ class Wish:
 def talk(
     recording: Annotated[Path, typer.Argument(metavar="IN.wav", help="What the user says; any rate, any format.")],
     answer: Annotated[Path, typer.Argument(metavar="OUT.wav", help="Where the agent's voice goes: 24 kHz mono.")],
-    voice: Annotated[str, typer.Option(help="A voice of the checkpoint; see personaplex voices.")] = "NATF2",
+    voice: Annotated[
+        str, typer.Option(help="One of personaplex voices.", show_default="the checkpoint's first choice")
+    ] = "",
     role: Annotated[str, typer.Option(metavar="TEXT|@FILE", help="Who the agent is to be.")] = "",
     seed: Annotated[
-        int | None, typer.Option(min=0, max=MOST_SEED, help="Same seed, same answer. Drawn, and told, if not given.")
+        int | None,
+        typer.Option(min=0, max=MOST_SEED, metavar="N", help="Same seed, same answer. Drawn, and told, if not given."),
     ] = None,
     text: Annotated[
         Path | None, typer.Option(metavar="OUT.json", help="Also write the agent's words, with their times.")
@@ -56,20 +59,22 @@ def talk(
         str, typer.Option("--checkpoint", "-c", help="Without --server: folder, Hugging Face repository, or demo.")
     ] = "demo",
     device: Annotated[str, typer.Option(help="Without --server: auto, cpu or cuda.")] = "auto",
-    text_temperature: Annotated[float, typer.Option(min=0, max=10, help="0 is greedy.")] = 0.7,
-    text_topk: Annotated[int, typer.Option(min=1)] = 25,
-    audio_temperature: Annotated[float, typer.Option(min=0, max=10, help="0 is greedy.")] = 0.8,
-    audio_topk: Annotated[int, typer.Option(min=1)] = 250,
+    text_temperature: Annotated[float, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.")] = 0.7,
+    text_topk: Annotated[int, typer.Option(min=1, metavar="K", help="Drawn among the K likeliest.")] = 25,
+    audio_temperature: Annotated[float, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.")] = 0.8,
+    audio_topk: Annotated[int, typer.Option(min=1, metavar="K", help="Drawn among the K likeliest.")] = 250,
 ) -> None:
     """Stream a recording to the agent and keep what it says meanwhile.
 
-    The answer is as long as the recording: a full-duplex agent listens and speaks at the same time. Without
-    --server the actors of a replica are started on this machine for this one conversation, which runs as fast as it
-    can; with --server it is held over /api/chat in real time.
+    The answer is as long as the recording: a full-duplex agent listens
+    and speaks at the same time. Without --server the actors of a replica
+    are started on this machine for this one conversation, which runs as
+    fast as it can; with --server it is held over /api/chat in real time.
 
     \b
       personaplex talk question.wav answer.wav
-      personaplex talk question.wav answer.wav --voice NATM1 --role @teacher.txt --seed 7 --text words.json
+      personaplex talk question.wav answer.wav --voice NATM1 --seed 7
+      personaplex talk question.wav answer.wav --role @teacher.txt --text words.json
       personaplex talk question.wav answer.wav --server http://localhost:8998
     """
     from graphs.stages import Sampling
@@ -85,10 +90,9 @@ def talk(
         speech = read_speech(recording)
     except UnreadableAudio as error:
         fail(str(error), WRONG_USE)
-    if server is not None:
-        pcm, words = _over_server(server, key, speech, wish)
-    else:
-        pcm, words = _through_actors(checkpoint, device, speech, wish)
+    pcm, words = (
+        _through_actors(checkpoint, device, speech, wish) if server is None else _over_server(server, key, speech, wish)
+    )
     try:
         write_wav(answer, pcm)
         if text is not None:

@@ -53,8 +53,10 @@ def add(
 ) -> None:
     """Add a voice from a recording to a checkpoint's folder.
 
-    The recording is made mono, 24 kHz and -24 LUFS and encoded by the checkpoint's own Mimi; its codes are stored
-    in FOLDER/voices/NAME.safetensors. Servers see it when they are started the next time.
+    The recording is made mono, 24 kHz and -24 LUFS and encoded by the
+    checkpoint's own Mimi; its codes are stored in
+    FOLDER/voices/NAME.safetensors. A server sees it when it is started
+    the next time.
 
     \b
       personaplex voices add anna anna.wav --checkpoint ./my-checkpoint

@@ -1,0 +1,164 @@
+"""The command line: help that comes at once, and one clear sentence for whatever is asked wrongly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner, Result
+
+from serving.cli.main import app
+
+COMMANDS = [[], ["serve"], ["talk"], ["demo"], ["voices"], ["voices", "add"], ["bench"], ["bench", "frame"]]
+
+# What takes seconds to import; --help may not.
+HEAVY = ("torch", "ray", "numpy", "fastapi", "matplotlib", "soundfile", "serving.settings")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def error_of(result: Result, code: int) -> str:
+    """The one sentence a failed command says."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture
+def question(tmp_path: Path) -> Path:
+    path = tmp_path / "question.wav"
+    soundfile.write(path, np.zeros(24_000), 24_000)
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_explains_with_an_example(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+    if command != ["bench"]:
+        assert f"personaplex {' '.join(command)}".strip() in result.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from serving.cli.main import app\n"
+        "assert CliRunner().invoke(app, ['serve', '--help']).exit_code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_command_shows_the_help() -> None:
+    assert "Usage:" in run().output
+
+
+class TestServe:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--slots", "0"], "--slots"),
+            (["--device", "tpu"], "--device"),
+            (["--port", "70000"], "--port"),
+            (["--host", "0.0.0.0"], "keys_file"),
+        ],
+    )
+    def test_a_wrong_setting_is_named(self, arguments: list[str], said: str) -> None:
+        assert said in error_of(run("serve", *arguments), 2)
+
+    def test_a_missing_checkpoint_is_named(self) -> None:
+        assert "/nowhere/at/all" in error_of(run("serve", "--checkpoint", "/nowhere/at/all"), 1)
+
+    def test_settings_can_be_listed(self) -> None:
+        result = run("serve", "--list-settings")
+        assert result.exit_code == 0
+        for name in ("checkpoint", "idle_timeout_s", "opus_complexity"):
+            assert name in result.output
+
+
+class TestTalk:
+    def test_a_missing_recording_is_named(self, tmp_path: Path) -> None:
+        missing = tmp_path / "missing.wav"
+        assert str(missing) in error_of(run("talk", str(missing), "out.wav"), 2)
+
+    def test_what_is_no_audio_is_said(self, tmp_path: Path) -> None:
+        path = tmp_path / "text.wav"
+        path.write_text("hello")
+        assert "cannot be read as audio" in error_of(run("talk", str(path), "out.wav"), 2)
+
+    def test_a_role_file_that_is_missing_is_named(self, question: Path) -> None:
+        assert "nobody.txt" in error_of(run("talk", str(question), "out.wav", "--role", "@nobody.txt"), 2)
+
+    def test_a_seed_that_is_no_number_is_refused(self, question: Path) -> None:
+        result = run("talk", str(question), "out.wav", "--seed", "many")
+        assert result.exit_code == 2
+        assert "--seed" in result.stderr
+
+    def test_a_server_that_is_not_there_is_named(self, question: Path, tmp_path: Path) -> None:
+        # Port 9 is "discard"; nobody listens there.
+        said = error_of(run("talk", str(question), str(tmp_path / "out.wav"), "--server", "http://127.0.0.1:9"), 1)
+        assert "127.0.0.1:9" in said
+        assert not (tmp_path / "out.wav").exists()
+
+    def test_a_server_that_is_no_address_is_refused(self, question: Path) -> None:
+        assert "no server's address" in error_of(run("talk", str(question), "out.wav", "--server", "ftp://x"), 2)
+
+    def test_an_unknown_voice_is_refused_before_actors_start(self, question: Path) -> None:
+        assert "../etc/passwd" in error_of(run("talk", str(question), "out.wav", "--voice", "../etc/passwd"), 1)
+
+
+class TestVoices:
+    def test_the_demo_checkpoints_voices_are_listed(self) -> None:
+        result = run("voices")
+        assert result.exit_code == 0
+        assert "NATF2" in result.stdout.split()
+
+    def test_a_missing_checkpoint_is_named(self) -> None:
+        assert "/nowhere" in error_of(run("voices", "--checkpoint", "/nowhere"), 1)
+
+    @pytest.mark.parametrize("name", ["../anna", "an na", "", "a" * 65])
+    def test_a_name_that_could_be_a_path_is_refused(self, name: str, question: Path) -> None:
+        assert "cannot be a voice's name" in error_of(run("voices", "add", name, str(question)), 2)
+
+    def test_a_recording_too_short_is_refused(self, question: Path) -> None:
+        assert "1.0 s" in error_of(run("voices", "add", "anna", str(question)), 1)
+
+    def test_a_voice_that_exists_is_not_overwritten_unasked(self, question: Path) -> None:
+        assert "--replace" in error_of(run("voices", "add", "NATF2", str(question)), 1)
+
+
+class TestBench:
+    def test_rows_as_json(self) -> None:
+        result = run("bench", "frame", "--slots", "1", "4", "--context", "10", "--threads", "1", "--json")
+        assert result.exit_code == 0, result.stderr
+        rows = json.loads(result.stdout)
+        assert [(row["slots"], row["context_frames"]) for row in rows] == [(1, 10), (4, 10)]
+        for row in rows:
+            assert all(row[name] > 0 for name in ("encode_ms", "step_ms", "decode_ms", "roofline_ms"))
+            assert row["roofline_ms"] < row["step_ms"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--slots", "many"], "whole numbers"),
+            (["--slots", "0"], "whole numbers"),
+            (["4"], "come after --slots"),
+            (["--device", "tpu"], "no device"),
+            (["--checkpoint", "/nowhere"], "/nowhere"),
+        ],
+    )
+    def test_what_is_asked_wrongly_is_said(self, arguments: list[str], said: str) -> None:
+        assert said in error_of(run("bench", "frame", *arguments), 2)
