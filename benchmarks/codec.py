@@ -16,17 +16,11 @@ import numpy as np
 import torch
 
 from graphs.codec import DecoderLane, EncoderLane
-from models.config import FRAME_SAMPLES, CodecTransformerConfig, MimiConfig, QuantizerConfig, SeanetConfig
+from models import demo_checkpoint
+from models.config import FRAME_SAMPLES, MimiConfig
 from models.mimi import Mimi
 
-SHAPES = {
-    "demo": MimiConfig(
-        seanet=SeanetConfig(dimension=256, n_filters=16),
-        transformer=CodecTransformerConfig(d_model=256, num_heads=4, num_layers=4, dim_feedforward=1024),
-        quantizer=QuantizerConfig(dimension=128, n_q=8),
-    ),
-    "published": MimiConfig(),
-}
+SHAPES = {"demo": demo_checkpoint.MIMI, "published": MimiConfig()}
 
 
 def random_codec(config: MimiConfig) -> Mimi:
