@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serving.cli import bench, demo, serve, talk, voices
+from serving.cli import bench, demo, keys, serve, talk, voices
 
 app = typer.Typer(
     name="personaplex",
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("talk")(talk.talk)
 app.command("demo")(demo.demo)
+app.command("keys")(keys.keys)
 app.add_typer(voices.app, name="voices")
 app.add_typer(bench.app, name="bench")
 

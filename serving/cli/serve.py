@@ -77,10 +77,12 @@ def serve(
         log_level=log_level,
     )
     from models.checkpoint import CheckpointError, load_checkpoint
+    from serving.tenants import KeysFileError, Tenants
 
     try:
+        Tenants.load(settings.keys_file)
         loaded = load_checkpoint(settings.checkpoint, parts=frozenset())
-    except CheckpointError as error:
+    except (CheckpointError, KeysFileError) as error:
         fail(str(error))
     from serving.local import LocalStartError, local_server
 

@@ -13,8 +13,9 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from serving.cli.main import app
+from serving.tenants import Tenants
 
-COMMANDS = [[], ["serve"], ["talk"], ["demo"], ["voices"], ["voices", "add"], ["bench"], ["bench", "frame"]]
+COMMANDS = [[], ["serve"], ["talk"], ["demo"], ["keys"], ["voices"], ["voices", "add"], ["bench"], ["bench", "frame"]]
 
 # What takes seconds to import; --help may not.
 HEAVY = ("torch", "ray", "numpy", "fastapi", "matplotlib", "soundfile", "serving.settings")
@@ -82,6 +83,13 @@ class TestServe:
     def test_a_missing_checkpoint_is_named(self) -> None:
         assert "/nowhere/at/all" in error_of(run("serve", "--checkpoint", "/nowhere/at/all"), 1)
 
+    def test_a_keys_file_that_cannot_be_used_is_named(self, tmp_path: Path) -> None:
+        keys = tmp_path / "keys.toml"
+        keys.write_text('[[tenants]]\nname = "acme"\nkeys = ["plain text"]\n')
+        said = error_of(run("serve", "--keys-file", str(keys)), 1)
+        assert str(keys) in said
+        assert "plain text" not in said
+
     def test_settings_can_be_listed(self) -> None:
         result = run("serve", "--list-settings")
         assert result.exit_code == 0
@@ -138,6 +146,23 @@ class TestVoices:
 
     def test_a_voice_that_exists_is_not_overwritten_unasked(self, question: Path) -> None:
         assert "--replace" in error_of(run("voices", "add", "NATF2", str(question)), 1)
+
+
+class TestKeys:
+    def test_the_file_gets_the_hash_and_the_key_opens_the_server(self, tmp_path: Path) -> None:
+        result = run("keys", "acme", "--max", "3")
+        assert result.exit_code == 0
+        key = result.stderr.split()[-1]
+        assert key not in result.stdout
+        (tmp_path / "keys.toml").write_text(result.stdout)
+        tenant = Tenants.load(tmp_path / "keys.toml").authenticate({"authorization": f"Bearer {key}"}, {})
+        assert (tenant.name, tenant.max_conversations) == ("acme", 3)
+
+    def test_two_keys_differ(self) -> None:
+        assert run("keys", "acme").stderr != run("keys", "acme").stderr
+
+    def test_a_name_that_would_break_the_file_is_refused(self) -> None:
+        assert "tenant's name" in error_of(run("keys", 'ac"me'), 2)
 
 
 class TestBench:
