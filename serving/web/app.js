@@ -1,0 +1,263 @@
+// The page: what is asked for on the left, the conversation on the right. Sound is in audio.js, the wire in call.js.
+
+import { FRAME_MS, SoundError, openAudio } from "./audio.js";
+import { Call, chatUrl } from "./call.js";
+import { Wave } from "./waves.js";
+
+const PRESETS = [
+  ["Good conversation", "You enjoy having a good conversation."],
+  ["Teacher", "You are a wise and friendly teacher. Answer questions or provide advice in a clear and engaging way."],
+  ["Café", "You work at the counter of Corner Café and your name is Mira. There is coffee for 3 euros, tea for 2 and cheesecake for 5; the carrot cake is sold out. Take the order, ask whether it is to stay or to go, and say what it comes to."],
+  ["Hotel desk", "You are Daniel at the front desk of the Lakeside Hotel. A single room is 90 euros a night, a double 130, breakfast included. Check-in is from three o’clock. Help the guest to book, and ask for a name and the number of nights."],
+  ["Night train", "You are a traveller on a night train to Lisbon who cannot sleep and is glad about company. You restore old clocks for a living and like to hear what others do."],
+];
+const VOICE_KINDS = { NATF: "natural, female", NATM: "natural, male", VARF: "varied, female", VARM: "varied, male" };
+const NEW_PARAGRAPH_MS = 1600; // a longer silence between two words begins a new paragraph
+const ROLE_MAX = 4000;
+
+const $ = (id) => document.getElementById(id);
+const waves = { agent: new Wave($("agent-wave"), "--agent"), you: new Wave($("you-wave"), "--you") };
+
+let call = null; // the call that is being made or held
+let audio = null;
+
+// What the server has to offer
+
+function headers() {
+  return $("key").value ? { Authorization: `Bearer ${$("key").value}` } : {};
+}
+
+async function list(path) {
+  const answer = await fetch(path, { headers: headers() });
+  const body = await answer.json().catch(() => null);
+  if (!answer.ok) throw new Error(body?.error?.message ?? `The server answered ${answer.status}.`);
+  return body.data;
+}
+
+function describeVoice(id) {
+  const match = /^([A-Z]{4})(\d+)$/.exec(id);
+  return match && VOICE_KINDS[match[1]] ? `${id} · ${VOICE_KINDS[match[1]]}` : id;
+}
+
+async function loadOffer() {
+  try {
+    const [[model], voices] = await Promise.all([list("v1/models"), list("v1/voices")]);
+    $("model").textContent = model.id;
+    $("model").hidden = false;
+    $("untrained").hidden = model.trained !== false;
+    const chosen = $("voice").value;
+    $("voice").replaceChildren(...voices.map(({ id }) => new Option(describeVoice(id), id)));
+    if (voices.some(({ id }) => id === chosen)) $("voice").value = chosen;
+    $("voice").disabled = false;
+    trouble("");
+  } catch (error) {
+    $("voice").replaceChildren(new Option("The server’s choice", ""));
+    trouble(`The voices could not be loaded. ${error.message}`);
+  }
+}
+
+// What the page says
+
+function status(state, text) {
+  $("status").dataset.state = state;
+  $("status-text").textContent = text;
+}
+
+function trouble(message) {
+  $("trouble").textContent = message;
+  $("trouble").hidden = !message;
+}
+
+function figures({ seconds, delay, lag, gaps }) {
+  $("clock").textContent = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+  $("delay").textContent = delay == null ? "–" : `${Math.round(delay)} ms`;
+  $("lag").textContent = lag == null ? "–" : `${Math.round(lag)} ms`;
+  $("gaps").textContent = gaps;
+}
+
+function median(values) {
+  return values.length ? [...values].sort((a, b) => a - b)[values.length >> 1] : null;
+}
+
+class Transcript {
+  constructor() {
+    this.paragraph = null;
+    this.lastMs = -Infinity;
+  }
+
+  add(piece, seconds) {
+    const now = performance.now();
+    if (!this.paragraph || now - this.lastMs > NEW_PARAGRAPH_MS) {
+      $("hint").hidden = true;
+      const time = document.createElement("time");
+      time.textContent = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+      this.paragraph = document.createElement("p");
+      this.paragraph.append(time);
+      $("said").append(this.paragraph);
+      piece = piece.trimStart();
+    }
+    this.lastMs = now;
+    this.paragraph.append(piece);
+    $("said").scrollTop = $("said").scrollHeight;
+  }
+}
+
+// A call, from the click to its end
+
+async function talk() {
+  trouble("");
+  call = { hangUp() {} }; // busy from here on
+  controls();
+  status("busy", "Asking for the microphone…");
+  const held = { startedMs: null, lags: [], gaps: 0, transcript: new Transcript(), timer: 0, over: false };
+  for (const wave of Object.values(waves)) wave.clear();
+  $("said").replaceChildren($("hint"));
+  $("hint").hidden = false;
+  figures({ seconds: 0, gaps: 0 });
+  try {
+    audio = await openAudio({
+      onFrame: (frame) => call?.speak?.(frame),
+      onYourPeak: (peak) => waves.you.add(peak),
+      onAgentPeak: (peak) => waves.agent.add(peak),
+      onGap: () => held.startedMs && held.gaps++,
+    });
+  } catch (error) {
+    const message = error instanceof SoundError ? error.message : `The sound could not be started. ${error.message}`;
+    return over(held, { ok: false, message });
+  }
+  audio.setVolume(Number($("volume").value));
+  status("busy", "Connecting…");
+  requestAnimationFrame(paint);
+  call = new Call(chatUrl(document.baseURI, query()), {
+    connected: () => status("busy", "Preparing voice and role…"),
+    ready: () => live(held),
+    metadata: (content) => describe(content),
+    audio: (frame) => audio?.play(frame),
+    text: (piece) => held.transcript.add(piece, (performance.now() - held.startedMs) / 1000),
+    lag: (ms) => {
+      held.lags.push(ms);
+      if (held.lags.length > 40) held.lags.shift();
+    },
+    ended: (end) => over(held, end),
+  });
+  controls();
+}
+
+function query() {
+  return {
+    voice_prompt: $("voice").value,
+    text_prompt: $("role").value.trim(),
+    seed: $("seed").value.trim(),
+    text_temperature: $("text-temperature").value,
+    text_topk: $("text-topk").value,
+    audio_temperature: $("audio-temperature").value,
+    audio_topk: $("audio-topk").value,
+    api_key: $("key").value,
+    audio: "pcm",
+    audio_rate: audio.rate,
+  };
+}
+
+function live(held) {
+  held.startedMs = performance.now();
+  held.timer = setInterval(() => {
+    const lag = median(held.lags);
+    // A frame is spoken for 80 ms before it can leave; then the server's share; then the playback buffer.
+    const delay = lag == null ? null : FRAME_MS + lag + audio.playbackMs();
+    figures({ seconds: (performance.now() - held.startedMs) / 1000, delay, lag, gaps: held.gaps });
+  }, 500);
+  status("live", "Live – just talk");
+  controls();
+}
+
+function describe(content) {
+  if (!content.session) return;
+  $("agent-what").textContent = describeVoice(content.voice.replace(/\.pt$/, ""));
+  $("used-seed").textContent = content.seed;
+  $("used-seed").disabled = false;
+}
+
+async function over(held, { ok, message }) {
+  if (held.over) return;
+  held.over = true;
+  clearInterval(held.timer);
+  const closing = audio;
+  call = audio = null;
+  status(ok ? "idle" : "bad", ok ? message : "Ended");
+  trouble(ok ? "" : message);
+  $("mute").setAttribute("aria-pressed", "false");
+  controls();
+  await closing?.close();
+}
+
+function controls() {
+  $("setup").inert = Boolean(call);
+  document.body.toggleAttribute("data-busy", Boolean(call));
+  $("talk").textContent = call ? "End" : "Talk";
+  $("talk").toggleAttribute("data-live", Boolean(call));
+  $("mute").disabled = !call?.live;
+  $("you-what").textContent = $("mute").getAttribute("aria-pressed") === "true" ? "muted" : "";
+}
+
+function paint() {
+  for (const wave of Object.values(waves)) wave.draw();
+  if (audio) requestAnimationFrame(paint);
+}
+
+// What the reader does
+
+function showRole() {
+  const length = $("role").value.length;
+  $("role-count").textContent = length > ROLE_MAX * 0.8 ? `${length} / ${ROLE_MAX}` : "";
+  $("role-count").classList.toggle("over", length > ROLE_MAX);
+  for (const chip of $("presets").children) chip.setAttribute("aria-pressed", String(chip.dataset.role === $("role").value));
+}
+
+function darkOrLight(choice) {
+  document.documentElement.dataset.theme = choice;
+  for (const wave of Object.values(waves)) wave.draw();
+}
+
+for (const [name, role] of PRESETS) {
+  const chip = document.createElement("button");
+  chip.type = "button";
+  chip.className = "chip";
+  chip.textContent = name;
+  chip.dataset.role = role;
+  chip.onclick = () => {
+    $("role").value = role;
+    showRole();
+  };
+  $("presets").append(chip);
+}
+$("role").value = PRESETS[0][1];
+$("role").oninput = showRole;
+showRole();
+
+const systemDark = matchMedia("(prefers-color-scheme: dark)");
+const chosenTheme = () => localStorage.getItem("theme") ?? (systemDark.matches ? "dark" : "light");
+darkOrLight(chosenTheme());
+systemDark.onchange = () => darkOrLight(chosenTheme());
+$("theme").onclick = () => {
+  localStorage.setItem("theme", chosenTheme() === "dark" ? "light" : "dark");
+  darkOrLight(chosenTheme());
+};
+
+$("setup").onsubmit = (event) => event.preventDefault();
+$("talk").onclick = () => {
+  if (!call) talk();
+  else call.hangUp();
+};
+$("mute").onclick = () => {
+  const muted = $("mute").getAttribute("aria-pressed") !== "true";
+  $("mute").setAttribute("aria-pressed", String(muted));
+  audio?.setMuted(muted);
+  controls();
+};
+$("volume").oninput = () => audio?.setVolume(Number($("volume").value));
+$("used-seed").onclick = () => {
+  $("seed").value = $("used-seed").textContent;
+  $("advanced").open = true;
+};
+$("key").onchange = loadOffer;
+loadOffer();

@@ -1,0 +1,103 @@
+// Runs on the audio thread: the microphone cut into frames, and the agent's frames played from a small buffer.
+
+const PEAK_MS = 20; // one bar of a waveform
+
+class Peaks {
+  constructor(port, rate) {
+    this.port = port;
+    this.every = Math.round((rate * PEAK_MS) / 1000);
+    this.count = 0;
+    this.peak = 0;
+  }
+
+  add(sample) {
+    const level = Math.abs(sample);
+    if (level > this.peak) this.peak = level;
+    if (++this.count === this.every) {
+      this.port.postMessage({ peak: this.peak });
+      this.count = 0;
+      this.peak = 0;
+    }
+  }
+}
+
+// Posts {frame: ArrayBuffer of PCM16} every 80 ms, so that a message is exactly the frame the model waits for.
+class Microphone extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.frame = new Int16Array(Math.round(sampleRate * 0.08));
+    this.filled = 0;
+    this.muted = false;
+    this.peaks = new Peaks(this.port, sampleRate);
+    this.port.onmessage = ({ data }) => (this.muted = data.muted);
+  }
+
+  process([input]) {
+    const channel = input[0];
+    const quantum = channel ? channel.length : 128; // a silent source has no channel; its time passes all the same
+    for (let i = 0; i < quantum; i++) {
+      const sample = channel && !this.muted ? Math.max(-1, Math.min(1, channel[i])) : 0;
+      this.peaks.add(sample);
+      this.frame[this.filled++] = Math.round(sample * 32767);
+      if (this.filled === this.frame.length) {
+        const whole = this.frame.slice();
+        this.port.postMessage({ frame: whole.buffer }, [whole.buffer]);
+        this.filled = 0;
+      }
+    }
+    return true;
+  }
+}
+
+// Takes PCM16 frames, starts when `startMs` of them are there, starts over after running dry, and skips ahead when
+// more than `mostMs` have piled up: a late frame costs one gap, not a delay for the rest of the call.
+class Speaker extends AudioWorkletProcessor {
+  constructor({ processorOptions }) {
+    super();
+    this.start = (sampleRate * processorOptions.startMs) / 1000;
+    this.most = (sampleRate * processorOptions.mostMs) / 1000;
+    this.queue = [];
+    this.offset = 0;
+    this.buffered = 0;
+    this.playing = false;
+    this.peaks = new Peaks(this.port, sampleRate);
+    this.port.onmessage = ({ data }) => {
+      this.queue.push(new Int16Array(data.frame));
+      this.buffered += this.queue.at(-1).length;
+      while (this.buffered > this.most) this.drop();
+      this.port.postMessage({ bufferedMs: (this.buffered / sampleRate) * 1000 });
+    };
+  }
+
+  drop() {
+    this.buffered -= this.queue.shift().length - this.offset;
+    this.offset = 0;
+  }
+
+  process(_, [output]) {
+    const out = output[0];
+    if (!this.playing && this.buffered >= this.start) this.playing = true;
+    for (let i = 0; i < out.length; i++) {
+      if (this.playing && !this.buffered) {
+        this.playing = false;
+        this.port.postMessage({ gap: true });
+      }
+      out[i] = this.playing ? this.next() : 0;
+      this.peaks.add(out[i]);
+    }
+    return true;
+  }
+
+  next() {
+    const sample = this.queue[0][this.offset++] / 32768;
+    this.buffered--;
+    if (this.offset === this.queue[0].length) {
+      this.queue.shift();
+      this.offset = 0;
+    }
+    return sample;
+  }
+}
+
+registerProcessor("microphone", Microphone);
+registerProcessor("speaker", Speaker);

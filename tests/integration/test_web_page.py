@@ -1,0 +1,217 @@
+"""The page at `/` in a real browser: press talk, hear, read, end, be refused; in front of an echo for a replica.
+
+Needs Chromium; without one these tests are skipped and say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import uvicorn
+from fastapi import FastAPI, WebSocket
+
+from serving.web_page import WebPage
+from tests.browser import Page, find_chromium, open_page
+from tests.chat_fakes import VOICES, EchoServer, EchoTrunk
+
+CHROMIUM = find_chromium()
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here: apt-get install chromium, or set PERSONAPLEX_CHROMIUM"
+)
+
+
+@asynccontextmanager
+async def served(server: EchoServer, *, trained: bool = False) -> AsyncIterator[str]:
+    """The page, the two lists it asks for, and /api/chat, over real HTTP."""
+    app = FastAPI()
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": "personaplex-demo", "trained": trained}]}
+
+    @app.get("/v1/voices")
+    async def voices() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": name} for name in VOICES]}
+
+    @app.websocket("/api/chat")
+    async def chat(websocket: WebSocket) -> None:
+        await server.endpoint.serve(websocket)
+
+    app.mount("/", WebPage())
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        http = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        serving = asyncio.create_task(http.serve(sockets=[listener]))
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            http.should_exit = True
+            await serving
+            await server.hub.close()
+
+
+@pytest.fixture(scope="module")
+def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a second of a tone, half a second of silence, for ever."""
+    tone = (9000 * np.sin(np.arange(24_000) * 2 * np.pi * 440 / 48_000)).astype(np.int16)
+    path = tmp_path_factory.mktemp("microphone") / "tone.wav"
+    soundfile.write(path, np.concatenate((tone, np.zeros_like(tone))), 48_000)
+    return path
+
+
+@pytest.fixture
+async def page(microphone: Path) -> AsyncIterator[Page]:
+    assert CHROMIUM is not None
+    async with open_page(CHROMIUM, microphone) as opened:
+        await opened.look(width=1200, height=900)
+        yield opened
+
+
+async def text(page: Page, element: str) -> str:
+    return str(await page.run(f"document.getElementById('{element}').textContent"))
+
+
+async def ready(page: Page, url: str) -> None:
+    await page.open(url)
+    await page.until("!document.getElementById('voice').disabled")
+
+
+async def press(page: Page, element: str) -> None:
+    await page.run(f"document.getElementById('{element}').click()")
+
+
+def state(name: str) -> str:
+    return f"document.getElementById('status').dataset.state === '{name}'"
+
+
+COLOURED = """(id => {
+    const canvas = document.getElementById(id);
+    const dots = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    let count = 0;
+    for (let i = 3; i < dots.length; i += 4) count += dots[i] > 128;
+    return count;
+})"""
+
+
+async def test_a_conversation_from_the_click_to_its_end(page: Page) -> None:
+    server = EchoServer(trunk=EchoTrunk(prompt_s=0.3, answer_s=0.05))
+    async with served(server) as url:
+        await ready(page, url)
+        assert await page.run("[...document.getElementById('voice').options].map(o => o.value)") == list(VOICES)
+        line = int(await page.run(f"{COLOURED}('agent-wave')"))
+        await page.run("document.getElementById('voice').value = 'VARM3'; document.getElementById('seed').value = '42'")
+        await page.run("[...document.querySelectorAll('.chip')].find(c => c.textContent === 'Teacher').click()")
+        await press(page, "talk")
+        await page.until(state("busy"))
+        await page.until("document.getElementById('status-text').textContent.startsWith('Preparing')")
+        await page.until(state("live"))
+        await page.until("document.getElementById('said').innerText.includes('hello there')")
+        await page.until("document.getElementById('delay').textContent.endsWith('ms')")
+        for wave in ("you-wave", "agent-wave"):
+            await page.until(f"{COLOURED}('{wave}') > {line + 500}")
+        assert await text(page, "used-seed") == "42"
+        assert "varied, male" in await text(page, "agent-what")
+        (opened,) = server.trunk.opened
+        assert opened.spec.voice == "VARM3"
+        assert opened.spec.role.startswith("You are a wise and friendly teacher")
+        assert opened.spec.seed == 42
+        await press(page, "talk")
+        await page.until(state("idle"))
+        assert "You ended" in await text(page, "status-text")
+        await server.router.until_held(0)
+    # The microphone's tone went all the way: half of what was heard is loud.
+    loud = [frame for frame in server.trunk.heard if np.abs(frame.pcm.astype(int)).max() > 1000]
+    assert len(loud) > len(server.trunk.heard) / 5
+    assert not page.complaints
+
+
+async def test_the_page_says_when_the_model_cannot_speak(page: Page) -> None:
+    async with served(EchoServer(), trained=False) as url:
+        await ready(page, url)
+        assert await page.run("document.getElementById('untrained').checkVisibility()")
+        assert "random weights and cannot speak yet" in await text(page, "untrained")
+    async with served(EchoServer(), trained=True) as url:
+        await ready(page, url)
+        assert not await page.run("document.getElementById('untrained').checkVisibility()")
+
+
+async def test_mute_sends_silence_and_keeps_the_clock(page: Page) -> None:
+    server = EchoServer()
+    async with served(server) as url:
+        await ready(page, url)
+        await press(page, "talk")
+        await page.until(state("live"))
+        await press(page, "mute")
+        await page.until("document.getElementById('you-what').textContent === 'muted'")
+        before = len(server.trunk.heard)
+        await page.until("Number(document.getElementById('clock').textContent.split(':')[1]) >= 3")
+        after = server.trunk.heard[before + 3 :]
+        assert len(after) > 5
+        assert not any(frame.pcm.any() for frame in after)
+        await press(page, "talk")
+        await page.until(state("idle"))
+
+
+async def test_refusals_are_told_in_words(page: Page) -> None:
+    async with served(EchoServer(slots=0)) as url:
+        await ready(page, url)
+        await press(page, "talk")
+        await page.until(state("bad"))
+        assert "Every slot is taken" in await text(page, "trouble")
+        assert await text(page, "talk") == "Talk"
+
+
+async def test_an_end_by_the_server_is_told_and_a_new_start_works(page: Page) -> None:
+    server = EchoServer()
+    async with served(server) as url:
+        await ready(page, url)
+        await press(page, "talk")
+        await page.until(state("live"))
+        server.trunk.fail("engine_lost", "The engine is gone.")
+        await page.until(state("bad"))
+        assert "The engine is gone." in await text(page, "trouble")
+        await press(page, "talk")
+        await page.until(state("live"))
+        assert not await page.run("document.getElementById('trouble').checkVisibility()")
+        await press(page, "talk")
+        await page.until(state("idle"))
+
+
+async def test_no_server_behind_the_page(page: Page) -> None:
+    async with served(EchoServer()) as url:
+        await ready(page, url)
+    await press(page, "talk")
+    await page.until(state("bad"))
+    assert "cannot be reached" in await text(page, "trouble")
+
+
+async def test_nothing_overflows_on_a_phone_and_the_conversation_comes_first(page: Page) -> None:
+    async with served(EchoServer()) as url:
+        await page.look(width=390, height=800, dark=True)
+        await ready(page, url)
+        assert await page.run("document.documentElement.scrollWidth <= 390")
+        assert await page.run("document.documentElement.dataset.theme") == "dark"
+        await press(page, "talk")
+        await page.until(state("live"))
+        assert await page.run("document.getElementById('agent-wave').getBoundingClientRect().bottom < 800")
+        await press(page, "talk")
+        await page.until(state("idle"))
+
+
+async def test_every_control_has_a_name(page: Page) -> None:
+    async with served(EchoServer()) as url:
+        await ready(page, url)
+        nameless = await page.run(
+            """[...document.querySelectorAll('button, select, textarea, input, canvas')]
+                .filter(e => !(e.labels?.length || e.ariaLabel || e.textContent.trim() || e.title)).map(e => e.id)"""
+        )
+        assert nameless == []
