@@ -1,0 +1,35 @@
+"""The encoder stage as a Ray actor: nothing but a shell around actors.codec_stage.EncoderStage."""
+
+from __future__ import annotations
+
+import ray
+
+from actors.stage_build import StageConfig, StageDescription, build_encoder, with_memory
+from graphs.stages import StageBatch, StageReply
+
+
+class EncoderShell:
+    """Synchronous: one call at a time, in the order its one caller made them. That order is what lets a close
+    follow the step it races with."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self._stage, self._description = build_encoder(config)
+
+    @ray.method
+    def describe(self) -> StageDescription:
+        return with_memory(self._description)
+
+    @ray.method
+    def open(self, session: str, epoch: int, slot: int) -> None:
+        self._stage.open(session, epoch, slot)
+
+    @ray.method
+    def step(self, batch: StageBatch) -> StageReply:
+        return self._stage.step(batch)
+
+    @ray.method
+    def close(self, session: str, epoch: int) -> None:
+        self._stage.close(session, epoch)
+
+
+EncoderActor = ray.remote(EncoderShell)
