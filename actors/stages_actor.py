@@ -105,15 +105,15 @@ class StageActors:
             ConverseRemote(EngineActor.options(**{**chosen.engine, **NO_SECOND_LIFE}).remote(engine)),
             CodecRemote(DecoderActor.options(**{**chosen.decoder, **NO_SECOND_LIFE}).remote(codec)),
         )
+        up = [asyncio.create_task(stage.describe()) for stage in (stages.encoder, stages.converse, stages.decoder)]
         try:
             async with asyncio.timeout(timeout_s):
-                stages.descriptions = list(
-                    await asyncio.gather(
-                        stages.encoder.describe(), stages.converse.describe(), stages.decoder.describe()
-                    )
-                )
+                stages.descriptions = list(await asyncio.gather(*up))
         except BaseException:
             stages.kill()
+            for task in up:
+                task.cancel()
+            await asyncio.gather(*up, return_exceptions=True)
             raise
         return stages
 

@@ -127,6 +127,22 @@ async def test_ready_may_overtake_the_answer_to_open() -> None:
         assert [ready.session for ready in sink.ready] == ["a"]
 
 
+async def test_ready_of_a_call_that_has_ended_is_not_said() -> None:
+    async with Bench(slots=1, prompt_steps=1) as bench:
+        pause = bench.converse.pause("open", "after")
+        sink = Sink()
+        opening = asyncio.create_task(bench.replica.open(request("a"), sink))
+        await settle()
+        bench.replica.prompts(ready=[("a", 1)], failed=())
+        closing = asyncio.create_task(bench.replica.close("a", 1, "gone"))
+        await settle()
+        pause.go.set()
+        with pytest.raises(UnknownSession):
+            await opening
+        await closing
+        assert sink == []
+
+
 async def test_early_frames_wait_for_the_prompt_up_to_a_bound() -> None:
     async with Bench(prompt_steps=10**6) as bench:
         sink = await bench.open("a")
@@ -409,14 +425,18 @@ async def test_a_stage_may_die_while_a_call_comes_or_goes(stage: str, method: st
         await settle()
         bench.handles[stage].errors[method] = ConnectionError("the actor died")
         if method == "open":
+            unopened = Sink()
             with pytest.raises(EngineLost):
-                await bench.open("b")
+                await bench.replica.open(request("b"), unopened)
+            assert unopened == [], "the opener is told by the exception alone"
         else:
             await bench.open("b")
             await bench.replica.close("b", 1, "bye")
         await settle()
         assert [failed.code for failed in sink.failed] == ["engine_lost"]
         assert (bench.replica.healthy, bench.replica.busy) == (False, 0)
+        assert bench._run is not None
+        await bench._run
 
 
 async def test_a_stage_that_never_answers_is_dead() -> None:
