@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
+import uvicorn
+from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
 from actors.errors import NoCapacity, TenantLimit
@@ -23,6 +26,7 @@ from serving.router import AcquireRequest, Grant
 from serving.session import ConversationHub, Place
 from serving.settings import ServeSettings
 from serving.tenants import Tenants
+from serving.web_page import WebPage
 
 WORDS = (" hello", " there", ",", " friend")
 VOICES = ("NATF0", "NATF2", "NATM0", "VARF1", "VARM3")
@@ -36,6 +40,7 @@ class FakeRouter:
         self.slots = slots
         self.held: set[str] = set()
         self.granted = 0
+        self.refused = asyncio.Event()
         self._changed = asyncio.Event()
 
     async def until_held(self, slots: int) -> None:
@@ -49,6 +54,7 @@ class FakeRouter:
         if request.tenant_limit is not None and len(self.held) >= request.tenant_limit:
             raise TenantLimit("This key's conversations are all in use.")
         if len(self.held) >= self.slots:
+            self.refused.set()
             raise NoCapacity("Every slot is taken.")
         self.held.add(request.session)
         self.granted += 1
@@ -148,6 +154,37 @@ class EchoServer:
             await client.ended()
             await self.hub.close()
             assert not self.router.held, "a slot was not given back"
+
+
+@asynccontextmanager
+async def served(server: EchoServer, *, trained: bool = False) -> AsyncIterator[str]:
+    """The page, the two lists it asks for, and /api/chat, over real HTTP."""
+    app = FastAPI()
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": "personaplex-demo", "trained": trained}]}
+
+    @app.get("/v1/voices")
+    async def voices() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": name} for name in VOICES]}
+
+    @app.websocket("/api/chat")
+    async def chat(websocket: WebSocket) -> None:
+        await server.endpoint.serve(websocket)
+
+    app.mount("/", WebPage())
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        http = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        serving = asyncio.create_task(http.serve(sockets=[listener]))
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            http.should_exit = True
+            await serving
+            await server.hub.close()
 
 
 class FakeClient:

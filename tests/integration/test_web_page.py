@@ -5,58 +5,20 @@ Needs Chromium; without one these tests are skipped and say so.
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-import uvicorn
-from fastapi import FastAPI, WebSocket
 
-from serving.web_page import WebPage
 from tests.browser import Page, find_chromium, open_page
-from tests.chat_fakes import VOICES, EchoServer, EchoTrunk
+from tests.chat_fakes import VOICES, EchoServer, EchoTrunk, served
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here: apt-get install chromium, or set PERSONAPLEX_CHROMIUM"
 )
-
-
-@asynccontextmanager
-async def served(server: EchoServer, *, trained: bool = False) -> AsyncIterator[str]:
-    """The page, the two lists it asks for, and /api/chat, over real HTTP."""
-    app = FastAPI()
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": "personaplex-demo", "trained": trained}]}
-
-    @app.get("/v1/voices")
-    async def voices() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": name} for name in VOICES]}
-
-    @app.websocket("/api/chat")
-    async def chat(websocket: WebSocket) -> None:
-        await server.endpoint.serve(websocket)
-
-    app.mount("/", WebPage())
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        http = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        serving = asyncio.create_task(http.serve(sockets=[listener]))
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        finally:
-            http.should_exit = True
-            await serving
-            await server.hub.close()
 
 
 @pytest.fixture(scope="module")
