@@ -344,7 +344,7 @@ def test_an_archive_that_is_none_or_too_much_is_refused(tmp_path: Path, monkeypa
 
 def test_a_checkpoint_without_voices_says_so() -> None:
     assert library().names() == []
-    with pytest.raises(VoiceError, match="neither voices/ nor voices.tgz"):
+    with pytest.raises(VoiceError, match=r"neither voices/ nor voices\.tgz"):
         library().load("A")
 
 
