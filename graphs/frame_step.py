@@ -54,7 +54,7 @@ class FrameStep:
 
     def __init__(self, model: LanguageModel, cache: KVCache, *, fixed_rows: int = 0, fixed_emits: int = 0) -> None:
         """fixed_rows, fixed_emits: pad every step to these counts (one shape, for capture); 0 pads to fours."""
-        self._model = model
+        self._model = model.eval()
         self._cache = cache
         self._fixed_rows = fixed_rows
         self._fixed_emits = fixed_emits

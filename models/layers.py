@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,9 +20,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., dim] → the same shape and dtype."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + RMS_EPS)
-        return (wide * scale * self.alpha.view(-1)).to(x.dtype)
+        alpha = self.alpha.view(-1)
+        return F.rms_norm(x.float(), alpha.shape, alpha, RMS_EPS).to(x.dtype)
 
 
 class Linear(nn.Module):
@@ -77,18 +78,18 @@ class AttentionWeights(nn.Module):
         self.out_proj = Linear(dim, stacks * dim, device, dtype)
 
 
-def rope_tables(positions: Tensor, head_dim: int, max_period: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [rows, 1, head_dim / 2] fp32 for integer positions [rows] (Su et al. 2021, interleaved pairs)."""
+def rope_rotation(positions: Tensor, head_dim: int, max_period: float) -> Tensor:
+    """Unit complex numbers [rows, 1, head_dim / 2] for integer positions [rows] (Su et al. 2021)."""
     steps = torch.arange(head_dim // 2, device=positions.device, dtype=torch.float32)
-    frequency = torch.exp(steps * (-2.0 * torch.log(torch.tensor(max_period)).item() / head_dim))
+    frequency = torch.exp(steps * (-2.0 * math.log(max_period) / head_dim))
     angle = positions.float().unsqueeze(-1) * frequency
-    return angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+    return torch.polar(torch.ones_like(angle), angle).unsqueeze(1)
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (2i, 2i+1) of x [rows, heads, head_dim]; arithmetic in fp32, result in x's dtype."""
-    rows, heads, dim = x.shape
-    pairs = x.float().view(rows, heads, dim // 2, 2)
-    real, imaginary = pairs[..., 0], pairs[..., 1]
-    turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
-    return turned.view(rows, heads, dim).to(x.dtype)
+def apply_rope(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotates the pairs (2i, 2i+1) of x [rows, ..., head_dim]; arithmetic in fp32, result in x's dtype.
+
+    rotation: [rows, 1 for each dimension between, head_dim / 2] complex.
+    """
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)

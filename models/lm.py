@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import AUDIO_CODEBOOKS, STREAMS, LMConfig
-from models.layers import AttentionWeights, Embedding, Gating, Linear, RMSNorm, apply_rope, rope_tables
+from models.config import AUDIO_CODEBOOKS, LMConfig
+from models.layers import AttentionWeights, Embedding, Gating, Linear, RMSNorm, apply_rope, rope_rotation
 
 
 class RowAttention(Protocol):
@@ -81,6 +81,9 @@ class LanguageModel(nn.Module):
         self.depformer_text_emb = Embedding(text_entries, depth_dim, device, dtype)
         self.depformer = Layers([DepthLayer(config, device, dtype) for _ in range(config.depformer_num_layers)])
         self.linears = nn.ModuleList(Linear(depth_dim, config.card, device, dtype) for _ in range(AUDIO_CODEBOOKS))
+        self._table: Tensor | None = None  # see embed
+        audio_starts = [1 + text_entries + stream * audio_entries for stream in range(config.n_q)]
+        self._offsets = torch.tensor([1, *audio_starts])  # a stream's first row in the joined table
 
     @property
     def device(self) -> torch.device:
@@ -95,12 +98,29 @@ class LanguageModel(nn.Module):
 
         tokens: [rows, 17] int64 → [rows, dim].
         """
-        given = (tokens >= 0).unsqueeze(-1)
-        index = tokens.clamp(min=0)
-        total = torch.where(given[:, 0], self.text_emb(index[:, 0]), 0)
-        for stream in range(1, STREAMS):
-            total = total + torch.where(given[:, stream], self.emb[stream - 1](index[:, stream]), 0)
-        return total
+        tables = [self.text_emb, *self.emb]
+        if self.training:  # gradients go to the parameters, table by table
+            given = (tokens >= 0).unsqueeze(-1)
+            looked_up = (table(tokens[:, i].clamp(min=0)) for i, table in enumerate(tables))
+            return torch.stack([torch.where(given[:, i], x, 0) for i, x in enumerate(looked_up)]).sum(0)
+        if self._table is None or self._table[1:].data_ptr() != self.text_emb.weight.data_ptr():
+            self._table = self._join_tables()  # the first time, or the weights have moved since
+        index = torch.where(tokens >= 0, tokens + self._offsets.to(tokens.device), 0)
+        return F.embedding_bag(index, self._table, mode="sum")
+
+    def _join_tables(self) -> Tensor:
+        """One table of all 17 streams behind a row of zeros, so that a frame is embedded by one look-up.
+
+        The parameters become views of it: nothing is held twice, and what is trained is what is looked up.
+        """
+        tables = [self.text_emb, *self.emb]
+        joined = torch.cat([self.text_emb.weight.new_zeros(1, self.config.dim), *(t.weight for t in tables)]).detach()
+        start = 1
+        for table in tables:
+            entries = table.weight.shape[0]
+            table.weight.data = joined[start : start + entries]
+            start += entries
+        return joined
 
     def temporal(self, x: Tensor, positions: Tensor, attend: RowAttention) -> Tensor:
         """Runs the temporal transformer and its output norm.
@@ -109,12 +129,13 @@ class LanguageModel(nn.Module):
         """
         config = self.config
         rows = x.shape[0]
-        cos, sin = rope_tables(positions, config.head_dim, config.max_period)
+        rotation = rope_rotation(positions, config.head_dim, config.max_period).unsqueeze(1)
         for index, layer in enumerate(self.transformer.layers):
             assert isinstance(layer, TemporalLayer)
             packed = F.linear(layer.norm1(x), layer.self_attn.in_proj_weight)
-            q, k, v = packed.view(rows, 3, config.num_heads, config.head_dim).unbind(1)
-            mixed = attend(index, apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)
+            packed = packed.view(rows, 3, config.num_heads, config.head_dim)
+            q, k = apply_rope(packed[:, :2], rotation).unbind(1)
+            mixed = attend(index, q, k, packed[:, 2])
             x = x + layer.self_attn.out_proj(mixed.reshape(rows, config.dim))
             x = x + layer.gating(layer.norm2(x))
         normed: Tensor = self.out_norm(x)

@@ -20,6 +20,8 @@ from tests import leaks
 
 RUN = uuid4().hex
 os.environ[leaks.MARKER] = RUN
+# Before torch is imported: its threads spin at barriers; beside other work two of them took 15 times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A worker of Ray's needs some seconds to follow its raylet into the grave.
 PROCESS_GRACE_S = 15.0

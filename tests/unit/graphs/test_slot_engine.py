@@ -15,6 +15,7 @@ from graphs.attention import Span
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
 from models.config import PUBLISHED_SILENCE_CODES, PUBLISHED_SINE_CODES
+from models.lm import LanguageModel
 from models.prompt import build_prompt
 from tests.golden import (
     GREEDY,
@@ -180,3 +181,15 @@ def test_misuse_is_refused_and_changes_nothing() -> None:
         engine.open(0, long_role, GREEDY, 0)
     prefill(engine, 0, golden_prompt())
     assert np.array_equal(talk(engine, 0, golden_user())[:99], golden_run()["expected_tokens"].numpy()[1:, :9])
+
+
+def test_embedding_agrees_with_training_and_follows_moved_weights() -> None:
+    model = LanguageModel(golden_lm().config)
+    model.load_state_dict(golden_lm().state_dict())
+    tokens = torch.randint(-1, 90, (8, 17), generator=torch.Generator().manual_seed(2))
+    served = model.eval().embed(tokens)
+    torch.testing.assert_close(model.train().embed(tokens), served, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        model.text_emb.weight.data = model.text_emb.weight.data.clone() + 1.0
+    moved = model.eval().embed(tokens)
+    torch.testing.assert_close(moved, served + (tokens[:, :1] >= 0), atol=1e-5, rtol=0)
