@@ -1,0 +1,247 @@
+"""The script of a dialogue: who says what, with which gap, pause, interruption or backchannel. Pure and seeded.
+
+A script knows no audio. Times that depend on how long something takes to say are given relative to it ("at 0.6
+of the turn before"); the composer resolves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from training.roles import Common, FilledExchange, Instance, Split, choose, fill, instantiate, load_common, load_role
+
+Speaker = Literal["agent", "user", "aside"]
+Kind = Literal["turn", "interruption", "backchannel", "aside"]
+
+AGENT_VOICES = (
+    "af_river", "bf_isabella", "am_onyx", "bm_george",  # the four that Resemblyzer tells apart best, first
+    "af_heart", "am_michael", "bf_emma", "am_fenrir", "af_nicole", "bm_lewis", "af_bella", "am_puck",
+)  # fmt: skip
+USER_VOICES = (
+    "af_sarah", "am_adam", "bf_alice", "bm_daniel", "af_kore", "am_echo",
+    "af_nova", "am_eric", "bf_lily", "bm_fable", "af_aoede", "am_liam", "af_sky", "af_alloy",
+)  # fmt: skip
+HELD_OUT_USER_VOICE = "af_jessica"
+DIALOGUES_PER_INSTANCE = 4  # the agent's answers are synthesised once for all of them
+LIVE_S = 42.0  # a script ends at about this length, by its own estimate of 2.6 words a second
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Something said. `parts` are spoken with `pauses_s` between them (one fewer than parts).
+
+    gap_s counts from the end of what was said before (negative: overlap). For an interruption or a backchannel
+    `at` is where in the other's last turn it begins, as a fraction of that turn's duration; an interrupted agent
+    goes silent `yield_s` later, at a word's end.
+    """
+
+    speaker: Speaker
+    parts: tuple[str, ...]
+    pauses_s: tuple[float, ...] = ()
+    gap_s: float = 0.2
+    kind: Kind = "turn"
+    at: float = 0.0
+    yield_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Script:
+    """A dialogue before it is spoken. Voices are Kokoro's names."""
+
+    index: int
+    split: Split
+    role: str
+    prompt: str
+    agent_voice: str
+    user_voice: str
+    aside_voice: str
+    enrolment: str  # what the voice prompt says
+    turns: tuple[Turn, ...]
+    facts: tuple[tuple[str, str], ...]  # (question as asked, right answer), for judging
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a data set is made of. Dialogue `index` of a plan is a function of (plan, split, index) alone."""
+
+    seed: int = 5
+    roles: tuple[str, ...] = ("cafe", "teacher", "friend")
+    agent_voices: int = 4
+    user_voices: int = 6
+
+
+def write_script(plan: Plan, split: Split, index: int) -> Script:
+    """Dialogue number `index` of a plan."""
+    side = 0 if split == "train" else 1
+    who = np.random.default_rng([plan.seed, side, index // DIALOGUES_PER_INSTANCE, 1])
+    rng = np.random.default_rng([plan.seed, side, index, 2])
+    common = load_common()
+    role = load_role(plan.roles[int(who.integers(len(plan.roles)))])
+    agent_voice = AGENT_VOICES[int(who.integers(plan.agent_voices))]
+    instance = instantiate(role, split, who)
+    users = [HELD_OUT_USER_VOICE] if split == "held_out" else list(USER_VOICES[: plan.user_voices])
+    user_voice = users[int(rng.integers(len(users)))]
+    aside_voice = USER_VOICES[int(rng.integers(plan.user_voices))]
+    writer = _Writer(instance, common, split, rng)
+    writer.run()
+    return Script(
+        index, split, role.name, instance.prompt, agent_voice, user_voice, aside_voice,
+        choose(common.enrolment, "train", rng), tuple(writer.turns), tuple(writer.facts),
+    )  # fmt: skip
+
+
+class _Writer:
+    def __init__(self, instance: Instance, common: Common, split: Split, rng: np.random.Generator) -> None:
+        self.turns: list[Turn] = []
+        self.facts: list[tuple[str, str]] = []
+        self._instance, self._common, self._split, self._rng = instance, common, split, rng
+        self._values: Mapping[str, str] = instance.values
+
+    def run(self) -> None:
+        self._opening()
+        queue = [self._instance.exchanges[int(i)] for i in self._rng.permutation(len(self._instance.exchanges))]
+        while queue and self._length_s() < LIVE_S:
+            self._exchange(queue.pop(0), queue)
+        if self._chance(0.5):
+            self._user(self._line("user", "bye"), gap_s=self._gap(0.3, 1.5))
+            self._agent(self._line("agent", "goodbye"))
+
+    def _opening(self) -> None:
+        role = self._instance.role
+        greeting = fill(choose(role.greeting, self._split, self._rng), self._values)
+        if self._chance(0.65):
+            self._say("agent", greeting, gap_s=self._gap(0.4, 1.2))
+            if self._chance(0.3):
+                self._user(self._line("user", "hello"))
+                if role.kind == "service":
+                    self._agent(self._line("agent", "yielded"))
+        else:
+            self._user(self._line("user", "hello"), gap_s=self._gap(0.8, 2.5))
+            self._agent(greeting)
+
+    def _exchange(self, filled: FilledExchange, queue: list[FilledExchange]) -> None:
+        exchange, values = filled.exchange, filled.values
+        asks, answers = exchange.ask, exchange.answer
+        if exchange.absent and filled.missing and self._chance(0.2):
+            item = filled.missing[int(self._rng.integers(len(filled.missing)))]
+            values, answers = {**values, exchange.distinct: item}, exchange.absent
+        question = fill(choose(asks, self._split, self._rng), values)
+        answer = fill(answers[int(self._rng.integers(len(answers)))], values)
+        if self._chance(0.06):
+            self._aside()
+        if self._chance(0.12):
+            question = f"{self._line('user', 'hesitation')} | {question}"
+        listening = self._instance.role.stories and question.count("|") >= 1
+        self._question(question, listening)
+        if exchange.fact:
+            self.facts.append((question.replace("| ", ""), answer))
+        self._agent(answer)
+        if len(answer.split()) >= 9 and queue and self._chance(0.3):
+            self._interrupt()
+            return
+        if len(answer.split()) >= 7 and self._chance(0.3):
+            at = float(self._rng.uniform(0.35, 0.9))
+            self.turns.append(Turn("user", (self._line("user", "backchannel"),), kind="backchannel", at=at))
+        if answers is exchange.answer and exchange.follow and self._chance(0.6):
+            follow = exchange.follow[int(self._rng.integers(len(exchange.follow)))]
+            self._say("agent", fill(follow.agent, values), gap_s=self._gap(0.15, 0.4))
+            self._user(fill(choose(follow.user, self._split, self._rng), values))
+            self._agent(fill(follow.then[int(self._rng.integers(len(follow.then)))], values))
+        elif self._chance(0.06):
+            self._user(self._line("user", "repeat"))
+            self._agent(answer)
+        elif self._chance(0.25):
+            self._user(self._line("user", "thanks"), gap_s=self._gap(0.1, 0.5))
+            if self._chance(0.7):
+                self._agent(self._line("agent", "welcome"))
+
+    def _question(self, text: str, listening: bool) -> None:
+        """The user asks; at a `|` the user may stop to think, and the agent waits, or murmurs that it listens."""
+        pieces = [piece.strip() for piece in text.split("|")]
+        if len(pieces) == 1 or not (listening or self._chance(0.5)):
+            self._user(" ".join(pieces))
+            return
+        pauses = tuple(round(float(self._rng.uniform(0.5, 1.8)), 2) for _ in pieces[1:])
+        self.turns.append(Turn("user", tuple(pieces), pauses, self._gap(0.25, 1.2)))
+        spoken = 0
+        total = sum(len(piece.split()) for piece in pieces)
+        for piece in pieces[:-1]:
+            spoken += len(piece.split())
+            if listening and self._chance(0.55):
+                murmur = (self._line("agent", "backchannel"),)
+                self.turns.append(Turn("agent", murmur, kind="backchannel", at=spoken / total))
+
+    def _interrupt(self) -> None:
+        """The user breaks into the agent's last turn; what they want comes right after, as the next question."""
+        self.turns.append(
+            Turn(
+                "user",
+                (self._line("user", "interrupt"),),
+                kind="interruption",
+                at=float(self._rng.uniform(0.25, 0.75)),
+                yield_s=float(self._rng.uniform(0.16, 0.4)),
+            )
+        )
+        if self._chance(0.35):
+            self._agent(self._line("agent", "yielded"))
+
+    def _aside(self) -> None:
+        """The user talks to somebody else, or somebody else is heard; the agent stays silent."""
+        line = self._line("user", "aside")
+        if self._chance(0.5):
+            self.turns.append(Turn("aside", (line,), gap_s=self._gap(0.6, 1.5), kind="aside"))
+            return
+        self._user(line, gap_s=self._gap(0.8, 1.8), kind="aside")
+        self._user(self._line("user", "resume"), gap_s=self._gap(1.0, 2.0))
+        self._agent(self._line("agent", "resumed"))
+
+    def _user(self, text: str, gap_s: float | None = None, kind: Kind = "turn") -> None:
+        # People answer within half a second, or think first.
+        gap_s = gap_s if gap_s is not None else self._gap(0.25, 0.7) if self._chance(0.75) else self._gap(0.7, 2.0)
+        self._say("user", text.replace(" |", ""), gap_s=gap_s, kind=kind)
+
+    def _agent(self, text: str) -> None:
+        # About a fifth of a second between turns is what people do (Stivers et al. 2009); the frame adds 80 ms.
+        self._say("agent", text, gap_s=self._gap(0.2, 0.5))
+
+    def _say(self, speaker: Speaker, text: str, *, gap_s: float, kind: Kind = "turn") -> None:
+        self.turns.append(Turn(speaker, (text,), gap_s=gap_s, kind=kind))
+
+    def _line(self, side: Literal["user", "agent"], name: str) -> str:
+        table = self._common.user if side == "user" else self._common.agent
+        return choose(table[name], self._split if side == "user" else "train", self._rng)
+
+    def _gap(self, low: float, high: float) -> float:
+        return round(float(self._rng.uniform(low, high)), 2)
+
+    def _chance(self, probability: float) -> bool:
+        return float(self._rng.random()) < probability
+
+    def _length_s(self) -> float:
+        words = sum(len(part.split()) for turn in self.turns for part in turn.parts)
+        return words / 2.6 + sum(turn.gap_s + sum(turn.pauses_s) for turn in self.turns)
+
+
+def speech_of(script: Script) -> list[tuple[str, str]]:
+    """(voice, text) of every utterance a dialogue needs, the voice prompt first."""
+    voices = {"agent": script.agent_voice, "user": script.user_voice, "aside": script.aside_voice}
+    wanted = [(script.agent_voice, script.enrolment)]
+    wanted += [(voices[turn.speaker], part) for turn in script.turns for part in turn.parts]
+    return wanted
+
+
+def count_templates(roles: Sequence[str]) -> int:
+    """Templated turns of these roles and the shared lines: what can be said before any slot is filled."""
+    common = load_common()
+    total = sum(len(lines) for lines in (*common.user.values(), *common.agent.values()))
+    for name in roles:
+        role = load_role(name)
+        total += len(role.greeting)
+        for exchange in role.exchanges:
+            total += len(exchange.ask) + len(exchange.answer) + len(exchange.absent)
+            total += sum(1 + len(follow.user) + len(follow.then) for follow in exchange.follow)
+    return total
