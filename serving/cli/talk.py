@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,11 +97,11 @@ def talk(
         write_wav(answer, pcm)
         if text is not None:
             text.parent.mkdir(parents=True, exist_ok=True)
-            text.write_text(json.dumps(words, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            text.write_text(_readable(words), encoding="utf-8")
     except OSError as error:
         fail(f"the answer cannot be written: {error}")
     said = "".join(piece["text"] for piece in words["pieces"]).strip()
-    note(f"{answer}: {len(pcm) / 24_000:.2f} s, voice {wish.voice}, seed {wish.seed}")
+    note(f"{answer}: {len(pcm) / 24_000:.2f} s, voice {words['voice']}, seed {words['seed']}")
     if said:
         err.print(f"it said: {said}", markup=False, highlight=False, soft_wrap=True)
 
@@ -150,27 +150,39 @@ def _through_actors(
     from loadtest.speech import in_frames, to_int16
     from models.checkpoint import CheckpointError
     from models.voices import VoiceError
-    from serving.offline import answer_recording
+    from serving.offline_app import answer_recording
 
     frames = to_int16(in_frames(speech))
     spec = SessionSpec(wish.voice, wish.role, wish.seed, wish.sampling)
     try:
         with _progress("starting the actors", len(frames)) as advance:
-            heard = answer_recording(checkpoint, frames, spec, device=device, on_frame=advance)
+            answer = answer_recording(checkpoint, frames, spec, device=device, on_frame=advance)
     except (ServingError, CheckpointError, VoiceError, ValueError) as error:
         fail(str(error))
-    if not heard.trained:
+    if not answer.trained:
         note(UNTRAINED)
+    heard = answer.heard
     pieces = [
         {"start_s": round(frame * FRAME_S, 3), "text": piece} for frame, piece in enumerate(heard.pieces) if piece
     ]
-    words = _words(wish, heard.checkpoint, pieces)
+    words = _words(replace(wish, voice=answer.voice), answer.checkpoint, pieces)
     words["tokens"] = heard.tokens.tolist()  # [frames, 9]: the text token and the agent's eight codes
     return heard.pcm[: len(speech)], words
 
 
 def _words(wish: Wish, source: str, pieces: list[dict[str, Any]]) -> dict[str, Any]:
     return {"source": source, "voice": wish.voice, "role": wish.role, "seed": wish.seed, "pieces": pieces}
+
+
+def _readable(words: dict[str, Any]) -> str:
+    """JSON with a line for each piece and each frame: indenting every number would make thousands."""
+
+    def shown(value: object) -> str:
+        if isinstance(value, list) and value:
+            return "[\n  " + ",\n  ".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n ]"
+        return json.dumps(value, ensure_ascii=False)
+
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {shown(value)}" for name, value in words.items()) + "\n}\n"
 
 
 @contextmanager

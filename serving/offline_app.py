@@ -1,0 +1,135 @@
+"""`personaplex talk` without a server: Ray on this machine, the three stage actors of one replica, one conversation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from actors.errors import EngineLost, ServingError
+from actors.interfaces import ReplicaSettings
+from actors.replica import Replica
+from actors.stage_build import StageConfig
+from actors.stages_actor import ActorOptions, StageActors
+from graphs.stages import SessionSpec
+from models.checkpoint import Checkpoint, load_checkpoint
+from serving.offline import Heard, answer_frames
+
+FAVOURITE_VOICE = "NATF2"  # the published client's default
+
+# What a tie between three actors and two cores costs is time; asking Ray for whole cores would make it wait for ever.
+NO_CORES = {"num_cpus": 0}
+
+
+@dataclass(frozen=True)
+class OfflineAnswer:
+    heard: Heard
+    checkpoint: str
+    trained: bool
+    voice: str
+
+
+class NoWords:
+    """Stands for the tokenizer of a checkpoint that has none."""
+
+    def piece(self, token_id: int) -> str:
+        return ""
+
+
+def answer_recording(
+    checkpoint: str,
+    frames: npt.NDArray[np.int16],
+    spec: SessionSpec,
+    *,
+    device: str = "auto",
+    on_frame: Callable[[int], None] | None = None,
+) -> OfflineAnswer:
+    """Starts Ray and the actors, plays `frames` [n, 1920] int16 to the agent, and stops them again.
+
+    An empty voice is the checkpoint's default. Raises ServingError, CheckpointError, and ValueError for a voice or
+    device that is not there.
+    """
+    known = load_checkpoint(checkpoint, parts=frozenset({"text"}))
+    spec = replace(spec, voice=pick_voice(known, spec.voice))
+    config = StageConfig(checkpoint=checkpoint, slots=1, device=pick_device(device))
+    # Niceness 0, or whatever else runs here goes first: Ray's own default is 15.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    ray.init(
+        address="local",
+        num_gpus=1 if config.device == "cuda" else 0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        heard = asyncio.run(_answer(config, known, frames, spec, on_frame))
+    except RayTaskError as error:
+        raise _told(error.cause) from error
+    except RayError as error:
+        raise _told(error) from error
+    finally:
+        ray.shutdown()
+    return OfflineAnswer(heard, known.name, known.trained, spec.voice)
+
+
+def _told(error: BaseException) -> ServingError | ValueError:
+    """An actor's own sentence, where it had one."""
+    return error if isinstance(error, (ServingError, ValueError)) else EngineLost(f"An actor died: {error}")
+
+
+def pick_voice(checkpoint: Checkpoint, name: str) -> str:
+    """The voice asked for, or the default. Raises ValueError if there is none."""
+    voices = checkpoint.voices
+    if not name:
+        name = FAVOURITE_VOICE if voices.has(FAVOURITE_VOICE) else next(iter(voices.names()), "")
+    if not voices.has(name):
+        known = ", ".join(voices.names()) or "no voices at all"
+        raise ValueError(f"there is no voice {name!r} in {checkpoint.name}; it has {known}")
+    return name
+
+
+def pick_device(name: str) -> str:
+    """`auto` is CUDA where torch sees one. Raises ValueError for a device this machine lacks."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"{name!r} is no device; choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this machine has no CUDA device that torch can see")
+    return name
+
+
+async def _answer(
+    config: StageConfig,
+    checkpoint: Checkpoint,
+    frames: npt.NDArray[np.int16],
+    spec: SessionSpec,
+    on_frame: Callable[[int], None] | None,
+) -> Heard:
+    third = {"num_gpus": 0.3} if config.device == "cuda" else {}
+    options = ActorOptions(encoder=NO_CORES | third, engine=NO_CORES | third, decoder=NO_CORES | third)
+    stages = await StageActors.start(config, config, options)
+    replica = Replica(
+        stages.encoder,
+        stages.converse,
+        stages.decoder,
+        slots=1,
+        tokenizer=checkpoint.tokenizer or NoWords(),
+        numerics_id=stages.numerics_id,
+        settings=ReplicaSettings(window_s=0.0),  # nobody to wait for
+    )
+    loop = asyncio.create_task(replica.run())
+    try:
+        return await answer_frames(replica, frames, spec, on_frame)
+    finally:
+        await replica.stop()
+        await loop
+        stages.kill()
