@@ -2,6 +2,7 @@
 
 import { FRAME_MS, SoundError, openAudio } from "./audio.js";
 import { Call, chatUrl } from "./call.js";
+import { OPUS_RATE, OpusCodec, PCM_RATE, PcmCodec, opusWorks } from "./codec.js";
 import { Wave } from "./waves.js";
 
 const PRESETS = [
@@ -20,6 +21,7 @@ const waves = { agent: new Wave($("agent-wave"), "--agent"), you: new Wave($("yo
 
 let call = null; // the call that is being made or held
 let audio = null;
+let codec = null;
 
 // What the server has to offer
 
@@ -115,12 +117,7 @@ async function talk() {
   $("hint").hidden = false;
   figures({ seconds: 0, gaps: 0 });
   try {
-    audio = await openAudio({
-      onFrame: (frame) => call?.speak?.(frame),
-      onYourPeak: (peak) => waves.you.add(peak),
-      onAgentPeak: (peak) => waves.agent.add(peak),
-      onGap: () => held.startedMs && held.gaps++,
-    });
+    await openSound(held);
   } catch (error) {
     const message = error instanceof SoundError ? error.message : `The sound could not be started. ${error.message}`;
     return over(held, { ok: false, message });
@@ -132,7 +129,7 @@ async function talk() {
     connected: () => status("busy", "Preparing voice and role…"),
     ready: () => live(held),
     metadata: (content) => describe(content),
-    audio: (frame) => audio?.play(frame),
+    audio: (payload) => codec?.decode(payload),
     text: (piece) => held.transcript.add(piece, (performance.now() - held.startedMs) / 1000),
     lag: (ms) => {
       held.lags.push(ms);
@@ -141,6 +138,34 @@ async function talk() {
     ended: (end) => over(held, end),
   });
   controls();
+}
+
+// Opus where the browser has it and the way is long; PCM16, which costs nobody anything, on the same machine.
+async function openSound(held) {
+  const wanted = $("sound").value || (/^(localhost|127\.|\[::1\])/.test(location.hostname) ? "pcm" : "opus");
+  const open = (rate) =>
+    openAudio({
+      rate,
+      onFrame: (frame) => call?.live && codec.encode(frame), // before the agent is ready nobody hears it
+      onYourPeak: (peak) => waves.you.add(peak),
+      onAgentPeak: (peak) => waves.agent.add(peak),
+      onGap: () => held.startedMs && held.gaps++,
+    });
+  const ends = {
+    onPayload: (payload) => call?.speak(payload),
+    onSound: (sound) => audio?.play(sound),
+    onError: (error) => call?.fail(`The browser’s Opus failed: ${error.message}`),
+  };
+  if (wanted === "opus" && (await opusWorks(OPUS_RATE))) {
+    audio = await open(OPUS_RATE);
+    if (audio.rate === OPUS_RATE || (await opusWorks(audio.rate))) {
+      codec = new OpusCodec({ rate: audio.rate, ...ends });
+      return;
+    }
+    await audio.close();
+  }
+  audio = await open(PCM_RATE);
+  codec = new PcmCodec(ends);
 }
 
 function query() {
@@ -153,8 +178,8 @@ function query() {
     audio_temperature: $("audio-temperature").value,
     audio_topk: $("audio-topk").value,
     api_key: $("key").value,
-    audio: "pcm",
-    audio_rate: audio.rate,
+    audio: codec instanceof OpusCodec ? "opus" : "pcm",
+    audio_rate: codec instanceof PcmCodec ? audio.rate : "",
   };
 }
 
@@ -173,6 +198,7 @@ function live(held) {
 function describe(content) {
   if (!content.session) return;
   $("agent-what").textContent = describeVoice(content.voice.replace(/\.pt$/, ""));
+  $("format").textContent = { opus: "Opus", pcm: "PCM" }[content.audio];
   $("used-seed").textContent = content.seed;
   $("used-seed").disabled = false;
 }
@@ -182,7 +208,8 @@ async function over(held, { ok, message }) {
   held.over = true;
   clearInterval(held.timer);
   const closing = audio;
-  call = audio = null;
+  codec?.close();
+  call = audio = codec = null;
   status(ok ? "idle" : "bad", ok ? message : "Ended");
   trouble(ok ? "" : message);
   $("mute").setAttribute("aria-pressed", "false");

@@ -1,9 +1,7 @@
 // The browser's side of the sound: a microphone that gives 80 ms frames, and a speaker that plays them.
 
 export const FRAME_MS = 80;
-const AGENT_RATE = 24000;
 const START_MS = 120; // wait for this much before playing: the network's jitter
-const MOST_MS = 480;
 
 // Without echo cancellation a duplex model hears, and interrupts, itself.
 const CONSTRAINTS = {
@@ -37,12 +35,12 @@ async function addWorklet(context) {
 }
 
 // Opens everything that needs the reader's click. `onFrame(ArrayBuffer)`, `onYourPeak(0…1)`, `onAgentPeak(0…1)`,
-// `onGap()`. `rate` is that of the microphone's frames; `play` takes PCM16 at 24 kHz.
-export async function openAudio({ onFrame, onYourPeak, onAgentPeak, onGap }) {
+// `onGap()`. `play` takes a Float32Array at `rate`; the result's `rate` is that of the microphone's frames.
+export async function openAudio({ rate, onFrame, onYourPeak, onAgentPeak, onGap }) {
   const stream = await askForMicrophone();
   const contexts = [];
   try {
-    const out = new AudioContext({ sampleRate: AGENT_RATE, latencyHint: "interactive" });
+    const out = new AudioContext({ sampleRate: rate, latencyHint: "interactive" });
     contexts.push(out);
     await addWorklet(out);
     await out.resume();
@@ -67,7 +65,7 @@ export async function openAudio({ onFrame, onYourPeak, onAgentPeak, onGap }) {
     const speaker = new AudioWorkletNode(out, "speaker", {
       numberOfInputs: 0,
       outputChannelCount: [1],
-      processorOptions: { startMs: START_MS, mostMs: MOST_MS },
+      processorOptions: { startMs: START_MS },
     });
     let bufferedMs = 0;
     speaker.port.onmessage = ({ data }) => {
@@ -79,7 +77,7 @@ export async function openAudio({ onFrame, onYourPeak, onAgentPeak, onGap }) {
 
     return {
       rate: input.sampleRate,
-      play: (frame) => speaker.port.postMessage({ frame }, [frame]),
+      play: (sound) => speaker.port.postMessage({ sound }, [sound.buffer]),
       playbackMs: () => bufferedMs + ((out.baseLatency || 0) + (out.outputLatency || 0)) * 1000,
       setMuted: (muted) => microphone.port.postMessage({ muted }),
       setVolume: (value) => volume.gain.setTargetAtTime(value * value, out.currentTime, 0.02), // ears hear in powers

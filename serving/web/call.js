@@ -29,7 +29,7 @@ export function chatUrl(base, parameters) {
 }
 
 export class Call {
-  // `on`: connected(), ready(), metadata(object), audio(ArrayBuffer of PCM16), text(string), lag(ms),
+  // `on`: connected(), ready(), metadata(object), audio(Uint8Array), text(string), lag(ms),
   // ended({ok, message}) exactly once.
   constructor(url, on) {
     this.on = on;
@@ -53,7 +53,7 @@ export class Call {
         break;
       case KIND.audio:
         if (this.sentAt.length) this.on.lag(performance.now() - this.sentAt.shift());
-        this.on.audio(payload.slice().buffer);
+        this.on.audio(payload);
         break;
       case KIND.text:
         this.on.text(utf8.decode(payload));
@@ -67,14 +67,19 @@ export class Call {
     }
   }
 
-  // 80 ms of PCM16; before the agent is ready there is nobody to hear it.
-  speak(frame) {
-    if (!this.live || this.socket.readyState !== WebSocket.OPEN) return;
-    const message = new Uint8Array(frame.byteLength + 1);
+  // The payload of one 80 ms frame.
+  speak(payload) {
+    if (this.socket.readyState !== WebSocket.OPEN) return;
+    const message = new Uint8Array(payload.length + 1);
     message[0] = KIND.audio;
-    message.set(new Uint8Array(frame), 1);
+    message.set(payload, 1);
     this.socket.send(message);
     this.sentAt.push(performance.now());
+  }
+
+  fail(message) {
+    this.error = message;
+    this.socket.close(1000);
   }
 
   hangUp() {

@@ -49,29 +49,38 @@ class Microphone extends AudioWorkletProcessor {
   }
 }
 
-// Takes PCM16 frames, starts when `startMs` of them are there, starts over after running dry, and skips ahead when
-// more than `mostMs` have piled up: a late frame costs one gap, not a delay for the rest of the call.
+// Takes Float32Arrays, starts when `startMs` of them are there and starts over after running dry. What never gets
+// below `startMs` for two seconds is delay for nothing, and is skipped: a late frame costs one gap, not a slow call.
 class Speaker extends AudioWorkletProcessor {
   constructor({ processorOptions }) {
     super();
     this.start = (sampleRate * processorOptions.startMs) / 1000;
-    this.most = (sampleRate * processorOptions.mostMs) / 1000;
+    this.window = sampleRate * 2;
     this.queue = [];
-    this.offset = 0;
+    this.offset = 0; // into the first of them
     this.buffered = 0;
     this.playing = false;
+    this.lowest = Infinity;
+    this.heard = 0;
     this.peaks = new Peaks(this.port, sampleRate);
-    this.port.onmessage = ({ data }) => {
-      this.queue.push(new Int16Array(data.frame));
-      this.buffered += this.queue.at(-1).length;
-      while (this.buffered > this.most) this.drop();
-      this.port.postMessage({ bufferedMs: (this.buffered / sampleRate) * 1000 });
-    };
+    this.port.onmessage = ({ data }) => this.take(data.sound);
   }
 
-  drop() {
-    this.buffered -= this.queue.shift().length - this.offset;
-    this.offset = 0;
+  take(sound) {
+    this.lowest = Math.min(this.lowest, this.buffered);
+    this.queue.push(sound);
+    this.buffered += sound.length;
+    this.heard += sound.length;
+    if (this.heard >= this.window) {
+      if (this.lowest > this.start) this.skip(this.lowest - this.start / 2);
+      this.lowest = Infinity;
+      this.heard = 0;
+    }
+    this.port.postMessage({ bufferedMs: (this.buffered / sampleRate) * 1000 });
+  }
+
+  skip(samples) {
+    for (let left = Math.round(samples); left > 0; left--) this.next();
   }
 
   process(_, [output]) {
@@ -89,7 +98,7 @@ class Speaker extends AudioWorkletProcessor {
   }
 
   next() {
-    const sample = this.queue[0][this.offset++] / 32768;
+    const sample = this.queue[0][this.offset++];
     this.buffered--;
     if (this.offset === this.queue[0].length) {
       this.queue.shift();

@@ -64,12 +64,14 @@ COLOURED = """(id => {
 })"""
 
 
-async def test_a_conversation_from_the_click_to_its_end(page: Page) -> None:
+@pytest.mark.parametrize("sound", ["pcm", "opus"])
+async def test_a_conversation_from_the_click_to_its_end(page: Page, sound: str) -> None:
     server = EchoServer(trunk=EchoTrunk(prompt_s=0.3, answer_s=0.05))
     async with served(server) as url:
         await ready(page, url)
         assert await page.run("[...document.getElementById('voice').options].map(o => o.value)") == list(VOICES)
         line = int(await page.run(f"{COLOURED}('agent-wave')"))
+        await page.run(f"document.getElementById('sound').value = '{sound}'")
         await page.run("document.getElementById('voice').value = 'VARM3'; document.getElementById('seed').value = '42'")
         await page.run("[...document.querySelectorAll('.chip')].find(c => c.textContent === 'Teacher').click()")
         await press(page, "talk")
@@ -80,7 +82,7 @@ async def test_a_conversation_from_the_click_to_its_end(page: Page) -> None:
         await page.until("document.getElementById('delay').textContent.endsWith('ms')")
         for wave in ("you-wave", "agent-wave"):
             await page.until(f"{COLOURED}('{wave}') > {line + 500}")
-        assert await text(page, "used-seed") == "42"
+        assert (await text(page, "used-seed"), (await text(page, "format")).lower()) == ("42", sound)
         assert "varied, male" in await text(page, "agent-what")
         (opened,) = server.trunk.opened
         assert opened.spec.voice == "VARM3"
