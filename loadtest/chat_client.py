@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import sphn
@@ -14,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from loadtest.chat_wire import ChatOptions, Kind, Message, audio_message, chat_url, parse
-from loadtest.speech import FRAME_S, RATE, Recording, Samples
+from loadtest.speech import FRAME_S, FRAME_SAMPLES, RATE, Recording, Samples
 from loadtest.timings import Timings
 
 CLOSE_GRACE_S = 2.0
@@ -38,7 +39,7 @@ class Lost(ChatFailed):
 
 @dataclass(frozen=True, slots=True)
 class TimedText:
-    """A piece of the agent's words, and how far its voice was when it came."""
+    """A piece of the agent's words, and where in its voice the frame begins that it came with."""
 
     start_s: float
     text: str
@@ -49,6 +50,7 @@ class Conversation:
     """What came of a call. `agent` [n] float32 is as long as the caller's recording."""
 
     timings: Timings
+    metadata: dict[str, Any] = field(default_factory=dict)  # what the server said of the call, seed and model e.g.
     agent: Samples = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     text: list[TimedText] = field(default_factory=list)
 
@@ -130,8 +132,12 @@ async def _listen(
                 message = await _next(connection, Lost)
         except TimeoutError:
             raise Lost(f"nothing came from the server for {timeout_s:.0f} s") from None
-        if message.kind is Kind.TEXT:
-            heard.text.append(TimedText(timings.heard_samples / RATE, message.text))
+        if message.kind is Kind.METADATA:
+            heard.metadata.update(message.metadata)
+        elif message.kind is Kind.TEXT:
+            # The server sends a frame's audio first, then its text.
+            start = max(0, timings.heard_samples - FRAME_SAMPLES)
+            heard.text.append(TimedText(start / RATE, message.text))
         elif message.kind is Kind.AUDIO:
             pcm = reader.append_bytes(message.payload)
             if len(pcm):

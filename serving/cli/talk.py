@@ -139,7 +139,10 @@ def _over_server(
     except ValueError as error:
         fail(str(error), WRONG_USE)
     pieces = [{"start_s": round(piece.start_s, 3), "text": piece.text} for piece in held.text]
-    return held.agent, _words(wish, server, pieces)
+    if held.metadata.get("trained") is False:
+        note(UNTRAINED)
+    chosen = replace(wish, voice=str(held.metadata.get("voice", wish.voice)))
+    return held.agent, _words(chosen, server, pieces)
 
 
 def _through_actors(

@@ -27,14 +27,15 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
 
 
 async def echo(connection: ServerConnection) -> None:
-    """Says each frame back, with a word before the second."""
+    """Says each frame back, with a word after the second."""
     await connection.send(b"\x00")
+    await connection.send(b'\x04{"seed": 3}')
     frame = 0
     async for message in connection:
         assert isinstance(message, bytes)
+        await connection.send(message)
         if frame == 1:
             await connection.send(b"\x02 hi")
-        await connection.send(message)
         frame += 1
 
 
@@ -55,6 +56,7 @@ async def test_a_conversation_hears_as_much_as_it_said() -> None:
     assert len(conversation.agent) == len(TONE.pcm)
     assert np.sqrt(np.mean(conversation.agent**2)) > 0.1
     assert [(piece.start_s, piece.text) for piece in conversation.text] == [(0.08, " hi")]
+    assert conversation.metadata == {"seed": 3}
     assert heard == [1, 2, 3]
     assert len(conversation.timings.heard_s) == 3
 
