@@ -5,6 +5,7 @@
                                               ├─ speak   prompt in → handshake; agent's frames → socket
                                               └─ watch   the conversation fails → so do all
 
+How fast a client may send, and how long it may take nothing, serving/guard.py sees to where Serve meets the socket.
 The four live in one task group: the first to end ends the others, the slot is given back, and then the client is
 told why: one message of kind 5 and a close code. What a codec costs the event loop per frame is in
 docs/decisions/opus.md; everything else here is microseconds.
@@ -44,7 +45,7 @@ from serving.tenants import Tenant, Tenants
 log = logging.getLogger(__name__)
 
 FAREWELL_S = 2.0  # a client that does not take the reason for its end within this does not get it
-_MESSAGE_COST_BYTES = 64  # what an empty message counts as in the receive limit, so that a flood of them is one
+_MESSAGE_COST_BYTES = 64  # what an empty message counts as in the inbox, so that a flood of them fills it too
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +183,6 @@ class _Line:
         else:
             self._decoder, self._encoder = PcmPayloadDecoder(request.pcm_rate_hz), PcmPayloadEncoder()
         self._told: set[str] = set()  # kinds whose being ignored the client has been told of
-        self._received_bytes = 0.0  # above what the limit allows for the time that has passed
-        self._received_at_s = 0.0
 
     def close(self) -> None:
         self._decoder.close()
@@ -214,7 +213,6 @@ class _Line:
     async def _read(self, inbox: _Inbox) -> NoReturn:
         while True:
             message = await self._receive()
-            await self._throttle(len(message))
             event = api_chat.parse_message(message, self._settings.max_message_bytes)
             match event:
                 case Audio():
@@ -233,16 +231,6 @@ class _Line:
             raise _ClientGone
         data = message.get("bytes")
         return data if data is not None else str(message.get("text", ""))
-
-    async def _throttle(self, size: int) -> None:
-        """Reads no faster than the limit allows for long; a second's worth may come at once."""
-        limit = self._settings.max_receive_bytes_per_s
-        now_s = asyncio.get_running_loop().time()
-        passed = (now_s - self._received_at_s) * limit
-        self._received_at_s = now_s
-        self._received_bytes = max(0.0, self._received_bytes - passed) + size + _MESSAGE_COST_BYTES
-        if self._received_bytes > limit:
-            await asyncio.sleep((self._received_bytes - limit) / limit)
 
     async def _answer(self, event: Event) -> None:
         if isinstance(event, Ping):
