@@ -149,7 +149,7 @@ def train(preset: CodecPreset, folder: Path, pcm: Path, minutes: float, threads:
                 hidden = trainer.mimi.encode_latent(batch.audio.unsqueeze(1))
             warm_latents.append(hidden.transpose(0, 1).flatten(1).unsqueeze(0))
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(trainer.parameters(), 5.0)
         optimizer.step()
         if seen is not None:

@@ -1,0 +1,135 @@
+"""Encodes dialogues with the trained codec into what the language model learns from: `python -m training.codes`.
+
+Writes `.state/codes/`: shards of a hundred dialogues (text, agent and user codes, role tokens) and the voices'
+prompts with the codec's codes for silence and a 440 Hz sine. They belong to one codec: its hash is kept beside
+them, and another codec starts the folder anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.config import FRAME_SAMPLES
+from models.demo_checkpoint import TOKENIZER, constant_codes
+from models.mimi import Mimi
+from models.tokenizer import TextTokenizer
+from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank, read_pcm
+from training.codec import CONFIG
+from training.dialogues import dialogue_path, load_description
+from training.kokoro import Word
+from training.roles import Split, load_common
+from training.script import AGENT_VOICES
+from training.state import load_state, state_folder, write_json
+from training.text_stream import text_stream
+
+_PER_SHARD = 100
+_VOICE_FRAMES = (38, 75)  # a voice prompt takes 3 to 6 s
+
+
+def load_codec(folder: Path) -> tuple[Mimi, int]:
+    """The codec as trained so far, and its step. Raises FileNotFoundError if there is none."""
+    saved = load_state(folder)
+    if saved is None:
+        raise FileNotFoundError(f"{folder} has no codec: run `python -m training.codec` first")
+    mimi = Mimi(CONFIG)
+    weights = {name.removeprefix("mimi."): value for name, value in saved[0].items() if name.startswith("mimi.")}
+    # As shipped: the codes must be those that the fp16 file will give.
+    mimi.load_state_dict({name: value.half().float() for name, value in weights.items()})
+    return mimi.eval(), int(saved[1]["step"])
+
+
+def encode(mimi: Mimi, pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    """pcm [samples, channels] int16, whole frames → codes [channels, frames, 8] int16."""
+    audio = torch.from_numpy(np.ascontiguousarray(pcm.T)).float() / 32768.0
+    codes: npt.NDArray[np.int16] = mimi.encode_sequence(audio).numpy().astype(np.int16)
+    return codes
+
+
+def encode_voices(mimi: Mimi, bank: Bank) -> dict[str, Tensor]:
+    """Every agent voice's prompts that the bank can speak, and the codec's constant codes."""
+    silence, sine = constant_codes(CONFIG, mimi.state_dict())
+    stored = {"silence": torch.tensor(silence), "sine": torch.tensor(sine)}
+    for number, voice in enumerate(AGENT_VOICES):
+        for which, line in enumerate(load_common().enrolment):
+            if bank.has(voice, line):
+                stored[f"prompt-{number:02d}-{which}"] = torch.from_numpy(_enrolment(mimi, bank, voice, line))
+    return stored
+
+
+def _enrolment(mimi: Mimi, bank: Bank, voice: str, line: str) -> npt.NDArray[np.int16]:
+    pcm = bank.load(voice, line).pcm
+    frames = min(max(-(-len(pcm) // FRAME_SAMPLES), _VOICE_FRAMES[0]), _VOICE_FRAMES[1])
+    whole = np.zeros((frames * FRAME_SAMPLES, 1), dtype=np.int16)
+    heard = pcm[: len(whole)]
+    whole[: len(heard), 0] = heard
+    return encode(mimi, whole)[0]
+
+
+def encode_shard(mimi: Mimi, paths: list[Path], tokenizer: TextTokenizer) -> dict[str, Tensor]:
+    """Some dialogues as the tensors of a shard."""
+    frames, roles, voices = [], [], []
+    for path in paths:
+        about = load_description(path)
+        agent, user = encode(mimi, read_pcm(path))
+        spoken = [event for event in about["events"] if event["speaker"] == "agent"]
+        words = sorted((Word(*word) for event in spoken for word in event["words"]), key=lambda word: word.start_s)
+        text = text_stream(words, len(agent), tokenizer.encode)
+        frames.append(np.concatenate([text[:, None], agent, user], axis=1))
+        roles.append(np.array(tokenizer.encode_role(about["prompt"]), dtype=np.int16))
+        voices.append(AGENT_VOICES.index(about["agent_voice"]))
+        print(f"\r{path.stem} encoded ", end="", flush=True)
+    return {
+        "frames": torch.from_numpy(np.concatenate(frames)),
+        "roles": torch.from_numpy(np.concatenate(roles)),
+        "frame_ends": torch.tensor(np.cumsum([len(item) for item in frames])),
+        "role_ends": torch.tensor(np.cumsum([len(item) for item in roles])),
+        "voices": torch.tensor(voices),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plan", choices=sorted(PLANS), default="first")
+    parser.add_argument("--dialogues", type=int, default=600)
+    parser.add_argument("--codec", type=Path, default=state_folder() / "codec")
+    parser.add_argument("--folder", type=Path, default=state_folder() / "codes")
+    arguments = parser.parse_args()
+    os.nice(max(0, 19 - os.nice(0)))
+    torch.set_num_threads(1)
+    mimi, step = load_codec(arguments.codec)
+    folder: Path = arguments.folder
+    about = folder / "about.json"
+    if about.exists() and json.loads(about.read_text())["codec_step"] != step:
+        print(f"codes of another codec in {folder}: starting anew with step {step}")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(about, {"codec_step": step, "plan": arguments.plan})
+    tokenizer, bank = TextTokenizer(TOKENIZER), Bank()
+    save_file(encode_voices(mimi, bank), folder / "voices.safetensors")
+    sides: tuple[tuple[Split, int], ...] = (("held_out", HELD_OUT_DIALOGUES), ("train", arguments.dialogues))
+    for split, count in sides:
+        for first in range(0, count, _PER_SHARD):
+            target = folder / f"{split}-{first // _PER_SHARD:03d}.safetensors"
+            wanted = [dialogue_path(arguments.plan, split, i) for i in range(first, min(first + _PER_SHARD, count))]
+            paths = [path for path in wanted if path.exists()]
+            if target.exists() or not paths:
+                continue
+            shard = encode_shard(mimi, paths, tokenizer)
+            temporary = target.with_suffix(".part")
+            save_file(shard, temporary)
+            temporary.replace(target)
+            print(f"\r{target.name}: {len(paths)} dialogues, {len(shard['frames'])} frames", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The language model over whole sequences, with gradients: the served weights, teacher-forced.
+
+models/lm.py walks rows against a cache; here the same arithmetic runs over [batch, time] at once, and the depth
+transformer over all eight codebooks at once. `tests/unit/training/test_lm_forward.py` holds the two equal.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import AUDIO_CODEBOOKS, LMConfig
+from models.layers import Embedding, Gating, Linear, apply_rope, rope_rotation
+from models.lm import DepthLayer, LanguageModel, TemporalLayer
+
+
+class Logits(NamedTuple):
+    text: Tensor  # [rows, text_card] fp32
+    audio: Tensor  # [codebooks, rows, card] fp32
+
+
+def initialise(model: LanguageModel, generator: torch.Generator) -> None:
+    """Normal weights of 1/sqrt(fan-in); what branches add to the residual stream is scaled down by depth."""
+    config = model.config
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            if name.endswith("alpha"):
+                parameter.fill_(1.0)
+                continue
+            deviation = 0.02 if "emb." in name else parameter.shape[1] ** -0.5
+            if name.endswith(("out_proj.weight", "linear_out.weight")):
+                layers = config.depformer_num_layers if name.startswith("depformer") else config.num_layers
+                deviation /= math.sqrt(2.0 * layers)
+            if name.startswith(("text_linear", "linears")):
+                deviation *= 0.5  # starts near the uniform guess
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
+
+
+def embed(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """tokens [rows, 17] int64 → [rows, dim]: the sum of the tables' entries; token -1 contributes nothing.
+
+    Table by table, so that each parameter gets its gradient; the served model joins them into one look-up.
+    """
+    total = tokens.new_zeros(1, dtype=torch.float32)
+    for stream, table in enumerate([model.text_emb, *model.emb]):
+        given = (tokens[:, stream] >= 0).unsqueeze(-1)
+        total = total + torch.where(given, table(tokens[:, stream].clamp(min=0)), 0.0)
+    return total
+
+
+def temporal(model: LanguageModel, columns: Tensor) -> Tensor:
+    """columns [batch, time, 17] int64, from position 0 on → [batch, time, dim]."""
+    config = model.config
+    batch, time, streams = columns.shape
+    x = embed(model, columns.reshape(-1, streams))
+    positions = torch.arange(time, device=columns.device).repeat(batch)
+    rotation = rope_rotation(positions, config.head_dim, config.max_period)
+    mask = None if time <= config.window else _window(time, config.window, columns.device)
+    for module in model.transformer.layers:
+        layer = cast(TemporalLayer, module)
+        packed = F.linear(layer.norm1(x), layer.self_attn.in_proj_weight)
+        q, k, v = packed.view(batch * time, 3, config.num_heads, config.head_dim).unbind(1)
+        q, k, v = (
+            t.reshape(batch, time, config.num_heads, config.head_dim).transpose(1, 2)
+            for t in (apply_rope(q, rotation), apply_rope(k, rotation), v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        x = x + layer.self_attn.out_proj(mixed.transpose(1, 2).reshape(batch * time, config.dim))
+        x = x + layer.gating(layer.norm2(x))
+    hidden: Tensor = model.out_norm(x)
+    return hidden.view(batch, time, config.dim)
+
+
+def _window(time: int, window: int, device: torch.device) -> Tensor:
+    """[time, time] bool: a position sees itself and the `window - 1` before it."""
+    distance = torch.arange(time, device=device).unsqueeze(1) - torch.arange(time, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+def depth(model: LanguageModel, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """All eight codebooks' logits of rows whose tokens are known.
+
+    hidden [rows, dim]; tokens [rows, 9] int64, the next column's text and agent codes (the last is not read)
+    → [8, rows, card] fp32.
+    """
+    config = model.config
+    rows, dim = hidden.shape[0], config.depformer_dim
+    heads, size = config.depformer_num_heads, config.depformer_dim // config.depformer_num_heads
+    entry = _stacked(model.depformer_in)  # [8, D, dim]
+    x = torch.einsum("nd,kod->kno", hidden, entry)
+    tables = [model.depformer_text_emb, *(cast(Embedding, module) for module in model.depformer_emb)]
+    x = x + torch.stack([table(tokens[:, k].clamp(min=0)) for k, table in enumerate(tables)])
+    causal = torch.ones(AUDIO_CODEBOOKS, AUDIO_CODEBOOKS, dtype=torch.bool, device=x.device).tril()
+    for module in model.depformer.layers:
+        layer = cast(DepthLayer, module)
+        in_proj = layer.self_attn.in_proj_weight.view(AUDIO_CODEBOOKS, 3 * dim, dim)
+        out_proj = layer.self_attn.out_proj.weight.view(AUDIO_CODEBOOKS, dim, dim)
+        packed = torch.bmm(layer.norm1(x), in_proj.transpose(1, 2)).view(AUDIO_CODEBOOKS, rows, 3, heads, size)
+        q, k, v = packed.permute(2, 1, 3, 0, 4).unbind(0)  # each [rows, heads, 8, size]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=causal)
+        x = x + torch.bmm(mixed.permute(2, 0, 1, 3).reshape(AUDIO_CODEBOOKS, rows, dim), out_proj.transpose(1, 2))
+        gates = [cast(Gating, gate) for gate in layer.gating]
+        packed = torch.bmm(layer.norm2(x), torch.stack([g.linear_in.weight for g in gates]).transpose(1, 2))
+        gate, value = packed.chunk(2, dim=-1)
+        out = torch.stack([g.linear_out.weight for g in gates])
+        x = x + torch.bmm(F.silu(gate) * value, out.transpose(1, 2))
+    return torch.bmm(x, _stacked(model.linears).transpose(1, 2)).float()
+
+
+def _stacked(modules: nn.ModuleList) -> Tensor:
+    return torch.stack([cast(Linear, module).weight for module in modules])
+
+
+def forward(model: LanguageModel, columns: Tensor, rows: Tensor) -> Logits:
+    """Predictions of the columns after the chosen ones.
+
+    columns [batch, time, 17] int64; rows [n] int64: flat indices b * time + t of columns whose successor is to be
+    predicted, none of them a sequence's last.
+    """
+    batch, time, streams = columns.shape
+    hidden = temporal(model, columns).reshape(batch * time, -1)[rows]
+    following = columns.reshape(-1, streams)[rows + 1]
+    return Logits(model.text_logits(hidden), depth(model, hidden, following[:, : 1 + AUDIO_CODEBOOKS]))
+
+
+def parameters_of(config: LMConfig) -> int:
+    """How many weights a model of this shape has."""
+    return sum(p.numel() for p in LanguageModel(config, device="meta").parameters())
