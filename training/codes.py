@@ -51,8 +51,7 @@ def load_codec(folder: Path) -> tuple[Mimi, int]:
 def encode(mimi: Mimi, pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
     """pcm [samples, channels] int16, whole frames → codes [channels, frames, 8] int16."""
     audio = torch.from_numpy(np.ascontiguousarray(pcm.T)).float() / 32768.0
-    codes: npt.NDArray[np.int16] = mimi.encode_sequence(audio).numpy().astype(np.int16)
-    return codes
+    return np.asarray(mimi.encode_sequence(audio).numpy(), dtype=np.int16)
 
 
 def encode_voices(mimi: Mimi, bank: Bank) -> dict[str, Tensor]:

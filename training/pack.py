@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from models.config import FRAME_SAMPLES
 from training.bank import Bank, read_pcm
+from training.script import HELD_OUT_USER_VOICE
 from training.state import state_folder, write_json
 
 WINDOW_FRAMES = 375  # Whisper hears 30 s at a time
@@ -30,7 +32,11 @@ def pcm_folder() -> Path:
 
 
 def is_validation(path: Path) -> bool:
-    return int(path.stem[:6], 16) % _VALIDATION_ONE_IN == 0
+    """Whether an utterance of the bank is kept from training: one in forty, and all of the held-out voice."""
+    if int(path.stem[:6], 16) % _VALIDATION_ONE_IN == 0:
+        return True
+    voice: str = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["voice"]
+    return voice == HELD_OUT_USER_VOICE
 
 
 def pack_bank() -> dict[str, int]:
