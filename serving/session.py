@@ -23,6 +23,7 @@ from actors.errors import (
     BadRequest,
     ClientFault,
     ConversationBroken,
+    Draining,
     IdleClient,
     JournalError,
     ReplicaLost,
@@ -104,7 +105,7 @@ class ConversationHub:
         self._has_voice = has_voice
         self._clock: Clock = clock or MonotonicClock()
         self._cleanups: set[asyncio.Task[None]] = set()
-        self.live = 0
+        self._conversations: set[Conversation] = set()
 
     @asynccontextmanager
     async def open(self, spec: SessionSpec, tenant: Tenant, client: str) -> AsyncIterator[Conversation]:
@@ -125,6 +126,19 @@ class ConversationHub:
             raise
         finally:
             trace.end()
+
+    @property
+    def live(self) -> int:
+        """Conversations that hold a slot now."""
+        return len(self._conversations)
+
+    async def hang_up(self, reason: str) -> None:
+        """Fail every conversation with Draining, whose close code tells clients to come back; wait for them to go."""
+        conversations = list(self._conversations)
+        for conversation in conversations:
+            conversation.fail(Draining(reason))
+        await asyncio.gather(*(conversation.left.wait() for conversation in conversations))
+        await self.close()
 
     async def close(self) -> None:
         """Wait until everything that was given back has arrived."""
@@ -165,19 +179,22 @@ class ConversationHub:
     ) -> AsyncIterator[Conversation]:
         """The slot is ours: from here on every way out gives it back. No await between the grant and `try`."""
         trunk: TrunkPort | None = None
+        conversation: Conversation | None = None
         watchdog: asyncio.Task[None] | None = None
-        self.live += 1
         try:
             trunk = await self._trunks.get(grant.address)
             conversation = Conversation(grant, spec, trunk, self._settings, trace, self._clock)
+            self._conversations.add(conversation)
             trunk.attach(grant.session, grant.epoch, conversation.deliver)
             trunk.send_nowait(OpenRequest(grant.session, grant.epoch, tenant.name, self._place.ingress, spec))
             watchdog = asyncio.create_task(conversation.expire_when_idle())
             yield conversation
         finally:
-            self.live -= 1
-            if watchdog is not None:
+            if conversation is not None:
                 conversation.end()
+                self._conversations.discard(conversation)
+                conversation.left.set()
+            if watchdog is not None:
                 watchdog.cancel()
             if trunk is not None:
                 trunk.detach(grant.session, grant.epoch)
@@ -210,6 +227,7 @@ class Conversation:
         self.epoch = grant.epoch
         self.spec = spec
         self.journal = Journal(grant.session, spec)
+        self.left = asyncio.Event()  # set by the hub: the handler is gone and the slot given back
         self._numerics_id = grant.numerics_id
         self._trunk = trunk
         self._settings = settings
@@ -250,7 +268,7 @@ class Conversation:
             try:
                 await self._clock.wait_for(self._news.wait(), deadline_s - self._clock.now())
             except TimeoutError:
-                self._fail(ConversationBroken(f"The prompt took longer than {self._settings.ready_timeout_s:g} s."))
+                self.fail(ConversationBroken(f"The prompt took longer than {self._settings.ready_timeout_s:g} s."))
         return self._ready
 
     async def send(self, pcm: Pcm) -> None:
@@ -314,10 +332,16 @@ class Conversation:
                 self.journal.begin(message.prompt_hash, message.prompt_frames, self._numerics_id)
                 self._trace.start("live")
         elif isinstance(message, Failed):
-            self._fail(from_code(message.code, message.message))
+            self.fail(from_code(message.code, message.message))
         elif isinstance(message, Need):
             self._repeat_from(message.need_frame)
         self._wake()
+
+    def fail(self, error: ServingError) -> None:
+        """End the conversation against its user's wish; only the first reason counts."""
+        if not self._over.is_set():
+            self._failure = error
+            self.end()
 
     def end(self) -> None:
         """The handler is done: wake whoever still waits."""
@@ -330,7 +354,7 @@ class Conversation:
         while not self._over.is_set():
             left_s = self._last_input_s + timeout_s - self._clock.now()
             if left_s <= 0:
-                self._fail(IdleClient(f"No audio came for {timeout_s:g} s."))
+                self.fail(IdleClient(f"No audio came for {timeout_s:g} s."))
                 return
             try:
                 await self._clock.wait_for(self._over.wait(), left_s)
@@ -345,26 +369,26 @@ class Conversation:
         try:
             self.journal.record(frame.key.frame, frame.journal_row, frame.user_codes, frame.codes)
         except JournalError as error:
-            self._fail(ConversationBroken("A frame of the agent is missing."))
+            self.fail(ConversationBroken("A frame of the agent is missing."))
             log.error("session %s: %s", self.session, error)
             return
         self._answered += 1
         self._trace.frame(frame.replica_ms)
         self._queue.put(frame)
         if self._queue.overrun:
-            self._fail(SlowClient(f"The client is more than {self._settings.slow_client_s:g} s behind."))
+            self.fail(SlowClient(f"The client is more than {self._settings.slow_client_s:g} s behind."))
 
     def _repeat_from(self, frame: int) -> None:
         """The replica misses frames: the journal has them, as long as they are within the codec's window."""
         kept = self.journal.pcm
         if not kept.start <= frame < kept.next:
-            self._fail(ConversationBroken(f"Frame {frame} is needed again and not kept any more."))
+            self.fail(ConversationBroken(f"Frame {frame} is needed again and not kept any more."))
             return
         try:
             for number, pcm in enumerate(kept.array()[frame - kept.start :], start=frame):
                 self._trunk.send_nowait(FrameIn(FrameKey(self.session, self.epoch, number), pcm))
         except ReplicaLost as error:
-            self._fail(error)
+            self.fail(error)
 
     async def _pace(self) -> None:
         """A client in real time never waits here; a faster one gets `ahead_frames` and then waits for the clock.
@@ -390,11 +414,6 @@ class Conversation:
         that no waiter can clear away what another has not seen."""
         self._news.set()
         self._news = asyncio.Event()
-
-    def _fail(self, error: ServingError) -> None:
-        if not self._over.is_set():
-            self._failure = error
-            self.end()
 
     def _raise_if_over(self) -> None:
         if self._failure is not None:

@@ -30,15 +30,24 @@ class ServeSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to bind; anything but loopback needs `keys_file`")
     port: int = Field(8998, ge=0, le=65535, description="HTTP port; 0 picks a free one")
     keys_file: Path | None = Field(None, description="API keys (TOML or JSON, hashed); none: open, loopback only")
-    proxy: Literal["python", "haproxy"] = Field("python", description="Serve's proxy; docs/decisions/http-proxy.md")
+    proxy: Literal["auto", "haproxy", "python"] = Field(
+        "auto",
+        description="what clients connect to; `auto`: HAProxy where Ray brings it (docs/decisions/http-proxy.md)",
+    )
+    ingresses: int = Field(1, ge=1, description="ingress processes, at most one a node")
+    trunk_host: str | None = Field(None, description="address the trunks bind; none: the node's own")
     max_message_bytes: int = Field(1 << 20, ge=4096, description="longest WebSocket message from a client, in bytes")
     max_receive_bytes_per_s: int = Field(
         1 << 20, ge=65_536, description="bytes/s one client may send for long; beyond it the server reads no faster"
     )
     stalled_client_s: float = Field(10.0, gt=0, description="seconds one write to a client may hang before it is cut")
 
+    batch_window_s: float | None = Field(
+        None, ge=0, lt=FRAME_S, description="seconds a first frame waits for company; none: 0.004 on CUDA, else 0.015"
+    )
+
     # How it scales
-    min_replicas: int = Field(1, ge=0, description="replicas kept even when nobody calls")
+    min_replicas: int = Field(1, ge=1, description="replicas kept even when nobody calls")
     max_replicas: int = Field(1, ge=1, description="most replicas autoscaling may start")
     accelerator: str = Field(
         "auto", description="what a replica asks Ray for: a type such as H100, or `none`; `auto`: H100 on CUDA alone"

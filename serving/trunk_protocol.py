@@ -91,7 +91,8 @@ def decode_down(data: bytes) -> list[Down]:
 def _encode_open(m: OpenRequest) -> Wire:
     s = m.spec.sampling
     sampling = [s.text_temperature, s.text_top_k, s.audio_temperature, s.audio_top_k]
-    return [_OPEN, m.session, m.epoch, m.tenant, m.ingress, m.spec.voice, m.spec.role, m.spec.seed, sampling]
+    tokens = None if m.spec.role_tokens is None else list(m.spec.role_tokens)
+    return [_OPEN, m.session, m.epoch, m.tenant, m.ingress, m.spec.voice, m.spec.role, m.spec.seed, sampling, tokens]
 
 
 def _encode_frame_out(m: FrameOut) -> Wire:
@@ -136,6 +137,7 @@ def _decode_open(f: Wire) -> OpenRequest:
             _number(sampling[2], "audio_temperature"),
             _count(sampling[3], "audio_top_k"),
         ),
+        role_tokens=_tokens(f[8]),
     )
     session, epoch = _owner(f)
     return OpenRequest(session, epoch, _text(f[2], "tenant", MAX_ID_BYTES), _text(f[3], "ingress", MAX_ID_BYTES), spec)
@@ -162,7 +164,7 @@ def _decode_ready(f: Wire) -> Ready:
 
 # kind → (number of fields after it, decoder)
 _UP: dict[int, tuple[int, Callable[[Wire], Any]]] = {
-    _OPEN: (8, _decode_open),
+    _OPEN: (9, _decode_open),
     _FRAME_IN: (4, lambda f: FrameIn(_key(f), _array(f[3], FRAME_SAMPLES, "pcm"))),
     _CLOSE: (3, lambda f: CloseRequest(*_owner(f), _text(f[2], "reason", MAX_TEXT_BYTES))),
 }
@@ -221,6 +223,14 @@ def _count(value: Any, name: str) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
         raise TrunkProtocolError(f"{name} must be an integer in 0 … 2**63 - 1, not {_shown(value)}")
     return value
+
+
+def _tokens(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) > MAX_TEXT_BYTES:
+        raise TrunkProtocolError(f"role_tokens must be a list of at most {MAX_TEXT_BYTES} tokens")
+    return tuple(_count(token, "role_tokens") for token in value)
 
 
 def _number(value: Any, name: str) -> float:

