@@ -20,10 +20,9 @@ from actors.replica import Replica
 from actors.stage_build import StageConfig
 from actors.stages_actor import ActorOptions, StageActors
 from graphs.stages import SessionSpec
-from models.checkpoint import Checkpoint, load_checkpoint
+from serving.catalog import Catalog
 from serving.offline import Heard, answer_frames
-
-FAVOURITE_VOICE = "NATF2"  # the published client's default
+from serving.pieces import load_pieces
 
 # What a tie between three actors and two cores costs is time; asking Ray for whole cores would make it wait for ever.
 NO_CORES = {"num_cpus": 0}
@@ -35,13 +34,6 @@ class OfflineAnswer:
     checkpoint: str
     trained: bool
     voice: str
-
-
-class NoWords:
-    """Stands for the tokenizer of a checkpoint that has none."""
-
-    def piece(self, token_id: int) -> str:
-        return ""
 
 
 def answer_recording(
@@ -57,8 +49,8 @@ def answer_recording(
     An empty voice is the checkpoint's default. Raises ServingError, CheckpointError, and ValueError for a voice or
     device that is not there.
     """
-    known = load_checkpoint(checkpoint, parts=frozenset({"text"}))
-    spec = replace(spec, voice=pick_voice(known, spec.voice))
+    catalog = Catalog.read(checkpoint)
+    spec = replace(spec, voice=pick_voice(catalog, spec.voice))
     config = StageConfig(checkpoint=checkpoint, slots=1, device=pick_device(device))
     # Niceness 0, or whatever else runs here goes first: Ray's own default is 15.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -70,14 +62,14 @@ def answer_recording(
         logging_level=logging.ERROR,
     )
     try:
-        heard = asyncio.run(_answer(config, known, frames, spec, on_frame))
+        heard = asyncio.run(_answer(config, frames, spec, on_frame))
     except RayTaskError as error:
         raise _told(error.cause) from error
     except RayError as error:
         raise _told(error) from error
     finally:
         ray.shutdown()
-    return OfflineAnswer(heard, known.name, known.trained, spec.voice)
+    return OfflineAnswer(heard, catalog.model, catalog.trained, spec.voice)
 
 
 def _told(error: BaseException) -> ServingError | ValueError:
@@ -85,14 +77,12 @@ def _told(error: BaseException) -> ServingError | ValueError:
     return error if isinstance(error, (ServingError, ValueError)) else EngineLost(f"An actor died: {error}")
 
 
-def pick_voice(checkpoint: Checkpoint, name: str) -> str:
+def pick_voice(catalog: Catalog, name: str) -> str:
     """The voice asked for, or the default. Raises ValueError if there is none."""
-    voices = checkpoint.voices
-    if not name:
-        name = FAVOURITE_VOICE if voices.has(FAVOURITE_VOICE) else next(iter(voices.names()), "")
-    if not voices.has(name):
-        known = ", ".join(voices.names()) or "no voices at all"
-        raise ValueError(f"there is no voice {name!r} in {checkpoint.name}; it has {known}")
+    name = name or catalog.default_voice
+    if not catalog.has_voice(name):
+        known = ", ".join(catalog.voices) or "no voices at all"
+        raise ValueError(f"there is no voice {name!r} in {catalog.model}; it has {known}")
     return name
 
 
@@ -109,7 +99,6 @@ def pick_device(name: str) -> str:
 
 async def _answer(
     config: StageConfig,
-    checkpoint: Checkpoint,
     frames: npt.NDArray[np.int16],
     spec: SessionSpec,
     on_frame: Callable[[int], None] | None,
@@ -122,7 +111,7 @@ async def _answer(
         stages.converse,
         stages.decoder,
         slots=1,
-        tokenizer=checkpoint.tokenizer or NoWords(),
+        tokenizer=load_pieces(config.checkpoint),
         numerics_id=stages.numerics_id,
         settings=ReplicaSettings(window_s=0.0),  # nobody to wait for
     )

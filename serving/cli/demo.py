@@ -62,21 +62,17 @@ def demo(
     if server is not None:
         calls = _hold_all(server, CALLERS)
     else:
-        from serving.local import LocalStartError, local_server
+        from serving.local import LocalStartError, start_local
 
         # A free port: the demo does not get in the way of a server that is already running.
         settings = settings_from(checkpoint=checkpoint, device=device, slots=len(CALLERS), port=0)
         try:
             with err.status("starting Ray and the server"):
-                running = local_server(settings)
-                url = running.__enter__()
+                running = start_local(settings)
         except LocalStartError as error:
             fail(str(error))
-        try:
-            calls = _hold_all(url, CALLERS)
-        finally:
-            with err.status("stopping"):
-                running.__exit__(None, None, None)
+        with running:
+            calls = _hold_all(running.url, CALLERS)
     _write(calls, folder)
     _print(calls, folder)
     wrong = [f"{call.caller.name}: {reason}" for call in calls if (reason := _what_was_wrong(call))]

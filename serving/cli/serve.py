@@ -84,23 +84,21 @@ def serve(
         loaded = load_checkpoint(settings.checkpoint, parts=frozenset())
     except (CheckpointError, KeysFileError) as error:
         fail(str(error))
-    from serving.local import LocalStartError, local_server
+    from serving.local import LocalStartError, start_local
 
-    stopped = threading.Event()
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, lambda *_: stopped.set())
     try:
         with err.status("starting Ray and the server"):
-            server = local_server(settings)
-            url = server.__enter__()
+            server = start_local(settings)
     except LocalStartError as error:
         fail(str(error))
-    try:
-        _say_where(url, loaded.name, loaded.trained, settings)
+    with server:
+        # After Ray's start, which installs handlers of its own.
+        stopped = threading.Event()
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signal_number, lambda *_: stopped.set())
+        _say_where(server.url, loaded.name, loaded.trained, settings)
         stopped.wait()
         note("stopping")
-    finally:
-        server.__exit__(None, None, None)
 
 
 def settings_from(**given: Any) -> ServeSettings:
