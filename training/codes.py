@@ -71,7 +71,8 @@ def _enrolment(mimi: Mimi, bank: Bank, voice: str, line: str) -> npt.NDArray[np.
     whole = np.zeros((frames * FRAME_SAMPLES, 1), dtype=np.int16)
     heard = pcm[: len(whole)]
     whole[: len(heard), 0] = heard
-    return encode(mimi, whole)[0]
+    [codes] = encode(mimi, whole)
+    return np.asarray(codes)
 
 
 def encode_shard(mimi: Mimi, paths: list[Path], tokenizer: TextTokenizer) -> dict[str, Tensor]:

@@ -1,0 +1,122 @@
+"""`personaplex train …`: the stages of training, each resumable, and what they have reached so far."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from training.setup_env import VENV
+from training.state import REPOSITORY, Log, state_folder
+
+app = typer.Typer(
+    name="train",
+    no_args_is_help=True,
+    help="Train the small demo model: data → codec → gates → freeze → codes → lm → export. Every stage resumes.",
+)
+
+Minutes = Annotated[float, typer.Option(help="Length of this piece in minutes; 0: until the stage is done.")]
+Dialogues = Annotated[int, typer.Option(help="How many dialogues of the plan.")]
+PlanName = Annotated[str, typer.Option(help="first (4 voices, 3 roles) or wide (all).")]
+Threads = Annotated[int, typer.Option(help="Threads on a CPU.")]
+
+
+def _stage(module: str, *arguments: str, heavy: bool = False) -> None:
+    """Runs a stage as a process of its own; `heavy` ones need the packages of `train setup`."""
+    prepared = VENV / "bin" / "python"
+    if heavy and not prepared.exists():
+        raise typer.BadParameter("this stage synthesises or judges speech: run `personaplex train setup` first")
+    python = str(prepared if heavy else sys.executable)
+    done = subprocess.run([python, "-m", f"training.{module}", *arguments], cwd=REPOSITORY, check=False)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+
+
+@app.command()
+def setup() -> None:
+    """Make .venv-train with the packages that data and judges need."""
+    _stage("setup_env")
+
+
+@app.command()
+def data(plan: PlanName = "first", dialogues: Dialogues = 600, workers: int = 2) -> None:
+    """Speak the scripts, render stereo dialogues, pack speech for the codec."""
+    _stage("bank", "--plan", plan, "--dialogues", str(dialogues), "--workers", str(workers), heavy=True)
+    _stage("dialogues", "--plan", plan, "--dialogues", str(dialogues), heavy=True)
+    _stage("pack", heavy=True)
+
+
+@app.command()
+def codec(minutes: Minutes = 0.0, threads: Threads = 1) -> None:
+    """Train the codec, or go on with it."""
+    _stage("codec", "--minutes", str(minutes), "--threads", str(threads))
+
+
+@app.command()
+def gates(minutes: Annotated[float, typer.Option(help="Minutes of held-out speech.")] = 10.0) -> None:
+    """Judge the codec: word errors, voice, use of the codebooks."""
+    _stage("gates", "--minutes", str(minutes), heavy=True)
+
+
+@app.command()
+def freeze(force: Annotated[bool, typer.Option(help="Freeze a codec that has not passed.")] = False) -> None:
+    """Make the codec as it is now the one that dialogues are encoded with."""
+    source, target = state_folder() / "codec", state_folder() / "codec-frozen"
+    verdict = source / "gates.json"
+    if not force and not (verdict.exists() and json.loads(verdict.read_text(encoding="utf-8"))["passed"]):
+        raise typer.BadParameter("this codec has not passed its gates: `personaplex train gates`, or --force")
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    typer.echo(f"frozen: {target}")
+
+
+@app.command()
+def codes(plan: PlanName = "first", dialogues: Dialogues = 600) -> None:
+    """Encode the dialogues with the frozen codec."""
+    frozen = str(state_folder() / "codec-frozen")
+    _stage("codes", "--plan", plan, "--dialogues", str(dialogues), "--codec", frozen, heavy=True)
+
+
+@app.command()
+def lm(minutes: Minutes = 0.0, threads: Threads = 1) -> None:
+    """Train the language model, or go on with it."""
+    _stage("lm", "--minutes", str(minutes), "--threads", str(threads))
+
+
+@app.command()
+def export(out: Annotated[Path | None, typer.Option(help="The checkpoint's folder.")] = None) -> None:
+    """Write a checkpoint folder that `personaplex serve` loads."""
+    _stage("export", *(["--out", str(out)] if out else []))
+
+
+@app.command()
+def status() -> None:
+    """What every stage has reached."""
+    for line in summary(state_folder()):
+        typer.echo(line)
+
+
+def summary(folder: Path) -> Sequence[str]:
+    """One line a stage, from the files it left."""
+    speech = len(list((folder / "speech").glob("*/*.flac")))
+    dialogues = len(list((folder / "dialogues").glob("*/train/*/*.flac")))
+    lines = [f"speech     {speech} utterances", f"dialogues  {dialogues} for training"]
+    for stage in ("codec", "lm"):
+        rows = Log(folder / stage / "log.jsonl").read()
+        lines.append(f"{stage:<10} {_last(rows)}" if rows else f"{stage:<10} not begun")
+    return lines
+
+
+def _last(rows: list[dict[str, Any]]) -> str:
+    """The newest value of each figure."""
+    newest: dict[str, Any] = {}
+    for row in rows:
+        newest.update(row)
+    shown = [f"{name} {value:.3f}" for name, value in newest.items() if isinstance(value, float) and name != "time"]
+    return f"step {newest['step']}: " + ", ".join(shown)

@@ -1,0 +1,92 @@
+"""Writes what was trained as a checkpoint folder the server loads: `python -m training.export --out FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.checkpoint import load_checkpoint
+from models.checkpoint_files import CONFIG as CONFIG_FILE
+from models.checkpoint_files import FORMAT, VOICES_FOLDER
+from models.demo_checkpoint import TOKENIZER
+from models.voices import write_codes
+from training import codec, lm
+from training.codes import load_codec
+from training.optim import without_moments
+from training.script import AGENT_VOICES
+from training.state import load_state, state_folder
+
+# Published names, so that clients written for the published server find a voice; the voices are Kokoro's.
+VOICE_NAMES = {
+    "af_river": "NATF0", "bf_isabella": "NATF1", "af_heart": "NATF2", "bf_emma": "NATF3",
+    "am_onyx": "NATM0", "bm_george": "NATM1", "am_michael": "NATM2", "am_fenrir": "NATM3",
+    "af_nicole": "VARF0", "af_bella": "VARF1", "bm_lewis": "VARM0", "am_puck": "VARM1",
+}  # fmt: skip
+
+
+def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[str, float]:
+    """Writes the folder and loads it once to be sure. Returns its size and the steps it comes from.
+
+    Raises FileNotFoundError if a part is not trained, ValueError if the codes are not this codec's.
+    """
+    saved = load_state(lm_folder)
+    if saved is None:
+        raise FileNotFoundError(f"{lm_folder} has no language model: run `python -m training.lm` first")
+    mimi, codec_step = load_codec(codec_folder)
+    encoded_with = json.loads((codes / "about.json").read_text(encoding="utf-8"))["codec_step"]
+    if encoded_with != codec_step:
+        raise ValueError(
+            f"the language model learnt the codec of step {encoded_with}, {codec_folder} is at {codec_step}"
+        )
+    weights = {name.removeprefix("model."): tensor for name, tensor in without_moments(saved[0]).items()}
+    voices = load_file(codes / "voices.safetensors")
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(_halved(weights), out / "model.safetensors")
+    save_file(_halved(mimi.state_dict()), out / "mimi.safetensors")
+    shutil.copyfile(TOKENIZER, out / "tokenizer.model")
+    folder = out / VOICES_FOLDER
+    folder.mkdir(exist_ok=True)
+    for number, voice in enumerate(AGENT_VOICES):
+        prompts = sorted(name for name in voices if name.startswith(f"prompt-{number:02d}-"))
+        if prompts:
+            (folder / f"{VOICE_NAMES[voice]}.safetensors").write_bytes(write_codes(voices[prompts[0]].long()))
+    config = {
+        "format": FORMAT,
+        "name": "personaplex-demo",
+        "trained": True,
+        "lm": dataclasses.asdict(lm.CONFIG),
+        "mimi": dataclasses.asdict(codec.CONFIG),
+        "silence_codes": voices["silence"].tolist(),
+        "sine_codes": voices["sine"].tolist(),
+        "steps": {"codec": codec_step, "lm": saved[1]["step"]},
+    }
+    (out / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    load_checkpoint(out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return {"mib": round(size / 2**20, 1), "codec_step": codec_step, "lm_step": float(saved[1]["step"])}
+
+
+def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """fp16: the range of these weights fits, and it keeps three bits more than bf16."""
+    return {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=state_folder() / "export")
+    parser.add_argument("--lm", type=Path, default=state_folder() / "lm")
+    parser.add_argument("--codec", type=Path, default=state_folder() / "codec-frozen")
+    parser.add_argument("--codes", type=Path, default=state_folder() / "codes")
+    arguments = parser.parse_args()
+    print(export(arguments.lm, arguments.codec, arguments.codes, arguments.out), "→", arguments.out)
+
+
+if __name__ == "__main__":
+    main()
