@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NoReturn
 
 import typer
@@ -29,10 +28,6 @@ def fail(sentence: str, code: int = FAILED) -> NoReturn:
 def note(sentence: str) -> None:
     """A line about what is going on."""
     err.print(sentence, highlight=False, soft_wrap=True)
-
-
-def milliseconds(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f} ms"
 
 
 def _plain(text: str) -> str:

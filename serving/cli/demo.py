@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.cli.console import UNTRAINED, err, fail, milliseconds, note, out
-from serving.cli.serve import settings_from
+from serving.cli.console import UNTRAINED, err, fail, note, out
+from serving.cli.serve import running, settings_from
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -62,17 +62,10 @@ def demo(
     if server is not None:
         calls = _hold_all(server, CALLERS)
     else:
-        from serving.local import LocalStartError, start_local
-
         # A free port: the demo does not get in the way of a server that is already running.
         settings = settings_from(checkpoint=checkpoint, device=device, slots=len(CALLERS), port=0)
-        try:
-            with err.status("starting Ray and the server"):
-                running = start_local(settings)
-        except LocalStartError as error:
-            fail(str(error))
-        with running:
-            calls = _hold_all(running.url, CALLERS)
+        with running(settings) as url:
+            calls = _hold_all(url, CALLERS)
     _write(calls, folder)
     _print(calls, folder)
     wrong = [f"{call.caller.name}: {reason}" for call in calls if (reason := _what_was_wrong(call))]
@@ -156,7 +149,10 @@ def _write(calls: Sequence[Call], folder: Path) -> None:
         note_ = f"voice {call.voice} · seed {call.seed} · real-time factor {factor:.2f}"
         lanes.append(Lane(f"{number}  {call.caller.name}", note_, call.recording.pcm, call.held.agent))
     if lanes:
-        who_spoke_when(folder / "who-spoke-when.png", lanes, f"{len(lanes)} conversations at once")
+        heading = f"{len(lanes)} conversations at once"
+        if any(call.held is not None and call.held.metadata.get("trained") is False for call in calls):
+            heading += ", the agents babbling: their weights are random"
+        who_spoke_when(folder / "who-spoke-when.png", lanes, heading)
 
 
 def _print(calls: Sequence[Call], folder: Path) -> None:
@@ -164,10 +160,15 @@ def _print(calls: Sequence[Call], folder: Path) -> None:
 
     from loadtest.timings import percentile
 
-    table = Table(title=f"{len(calls)} conversations at once", title_justify="left")
+    table = Table(
+        title=f"{len(calls)} conversations at once",
+        title_justify="left",
+        caption="milliseconds; a frame is due every 80; real-time factor 1.00 is live",
+        caption_justify="left",
+    )
     for name in ("caller", "voice"):
         table.add_column(name)
-    for name in ("ready", "first audio", "frame gap p50", "p99", "reply p50", "real-time factor"):
+    for name in ("time to\nready", "to first\naudio", "frame gap\np50", "\np99", "reply\np50", "real-time\nfactor"):
         table.add_column(name, justify="right")
     for call in calls:
         if call.held is None:
@@ -179,12 +180,13 @@ def _print(calls: Sequence[Call], folder: Path) -> None:
         table.add_row(
             call.caller.name,
             call.voice,
-            milliseconds((times.time_to_ready_s or 0.0) * 1e3),
-            milliseconds((times.time_to_first_audio_s or 0.0) * 1e3),
-            milliseconds(percentile(times.frame_gaps_ms, 0.5), 1),
-            milliseconds(percentile(times.frame_gaps_ms, 0.99), 1),
-            milliseconds(percentile(times.reply_lags_ms, 0.5), 1),
+            f"{(times.time_to_ready_s or 0.0) * 1e3:.0f}",
+            f"{(times.time_to_first_audio_s or 0.0) * 1e3:.0f}",
+            f"{percentile(times.frame_gaps_ms, 0.5):.0f}",
+            f"{percentile(times.frame_gaps_ms, 0.99):.0f}",
+            f"{percentile(times.reply_lags_ms, 0.5):.0f}",
             f"[{colour}]{factor:.3f}[/{colour}]",
         )
     out.print(table)
-    out.print(f"{folder}/conversation-N.wav (caller left, agent right), {folder}/who-spoke-when.png", highlight=False)
+    out.print(f"{folder}/conversation-1.wav …  caller left, agent right", highlight=False)
+    out.print(f"{folder}/who-spoke-when.png", highlight=False)

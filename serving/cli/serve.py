@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.cli.console import UNTRAINED, WRONG_USE, err, fail, note, out
+from serving.cli.console import UNTRAINED, WRONG_USE, err, fail, out
 
 if TYPE_CHECKING:
     from serving.settings import ServeSettings
@@ -84,6 +87,18 @@ def serve(
         loaded = load_checkpoint(settings.checkpoint, parts=frozenset())
     except (CheckpointError, KeysFileError) as error:
         fail(str(error))
+    with running(settings) as url:
+        # After Ray's start, which installs handlers of its own.
+        stopped = threading.Event()
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signal_number, lambda *_: stopped.set())
+        _say_where(url, loaded.name, loaded.trained, settings)
+        stopped.wait()
+
+
+@contextmanager
+def running(settings: ServeSettings) -> Iterator[str]:
+    """The whole system on this machine for a block; gives its URL, or one clear sentence if it does not start."""
     from serving.local import LocalStartError, start_local
 
     try:
@@ -91,14 +106,12 @@ def serve(
             server = start_local(settings)
     except LocalStartError as error:
         fail(str(error))
-    with server:
-        # After Ray's start, which installs handlers of its own.
-        stopped = threading.Event()
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signal_number, lambda *_: stopped.set())
-        _say_where(server.url, loaded.name, loaded.trained, settings)
-        stopped.wait()
-        note("stopping")
+    try:
+        yield server.url
+    finally:
+        # Ray's driver prints to stdout, whatever its log level, that what it is killing has died.
+        with err.status("stopping"), redirect_stdout(io.StringIO()):
+            server.stop()
 
 
 def settings_from(**given: Any) -> ServeSettings:
