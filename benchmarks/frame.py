@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from benchmarks.timing import copy_bandwidth, median_ms
-from graphs.attention import Span
+from graphs.backends import make_cache
 from graphs.codec import DecoderLane, EncoderLane
 from graphs.frame_step import GENERATED, Emit, FrameStep
-from graphs.kv_cache import KVCache
+from graphs.kv_cache import KVCache, Span
 from graphs.slot_engine import DEFAULT_TILE
 from graphs.stages import Sampling
 from models import demo_checkpoint
@@ -154,7 +154,7 @@ class FrameBench:
         """
         model, dtype = self._model, self._model.dtype
         encode_ms, decode_ms = measure_codec(self._codec, slots, self.device)
-        cache = KVCache(model.config, slots, DEFAULT_TILE, device=self.device, dtype=dtype)
+        cache = make_cache(model.config, slots, DEFAULT_TILE, device=self.device, dtype=dtype)
         for context in contexts:
             needed = step_bytes(model, slots, context)
             yield FrameRow(

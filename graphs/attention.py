@@ -16,23 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphs.kv_cache import KEY_BLOCK, KVCache, round_up
+from graphs.kv_cache import KEY_BLOCK, KVCache, Span, round_up
+from models.config import LMConfig
 
 ROW_PAD = 4
-
-
-@dataclass(frozen=True)
-class Span:
-    """Consecutive rows of one slot in a step: row start + i is position first + i."""
-
-    start: int
-    count: int
-    slot: int
-    first: int
-
-    @property
-    def last(self) -> int:
-        return self.first + self.count - 1
 
 
 @dataclass(frozen=True)
@@ -45,13 +32,28 @@ class _Job:
     mask: Tensor  # [padded rows, keys] fp32, 0 or -inf
 
 
+class RowCache(KVCache):
+    """Rings of [capacity, head_dim]: a key is a row."""
+
+    def __init__(
+        self, config: LMConfig, slots: int, tile: int, *, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        super().__init__(config, slots, tile)
+        shape = (config.num_layers, slots, config.num_heads, self.capacity, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+    def attention(self, spans: Sequence[Span]) -> SpanAttention:
+        return SpanAttention(self, spans)
+
+
 class SpanAttention:
     """The portable backend: torch operators, one small batch of products per span, over the keys that exist.
 
     Serves any device. On CUDA it launches many kernels and is not captured; see docs/decisions/rows.md.
     """
 
-    def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
+    def __init__(self, cache: RowCache, spans: Sequence[Span]) -> None:
         device = cache.keys.device
         self._cache = cache
         self._scale = float(cache.keys.shape[-1]) ** -0.5
@@ -59,8 +61,7 @@ class SpanAttention:
         ring = [(span.first + i) % cache.capacity for span in spans for i in range(span.count)]
         self._slots = torch.tensor(slots, device=device)
         self._ring = torch.tensor(ring, device=device)
-        self._rows = [row for span in spans for row in range(span.start, span.start + span.count)]
-        self._contiguous = self._rows == list(range(len(self._rows)))
+        self._rows = len(slots)
         self._jobs = [self._job(span) for span in spans]
 
     def _job(self, span: Span) -> _Job:
@@ -77,14 +78,12 @@ class SpanAttention:
         return _Job(slice(span.start, span.start + span.count), span.slot, keys, mask)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v [rows, heads, head_dim] → [rows, heads, head_dim]; rows in no span come back as zeros."""
-        if self._contiguous:
-            count = len(self._rows)
-            self._cache.write(layer, self._slots, self._ring, k[:count], v[:count])
-        else:
-            self._cache.write(layer, self._slots, self._ring, k[self._rows], v[self._rows])
+        """q, k, v [rows, heads, head_dim] → [rows, heads, head_dim]; rows beyond the spans' come back as zeros."""
+        cache, rows = self._cache, self._rows
+        cache.keys[layer][self._slots, :, self._ring] = k[:rows].to(cache.keys.dtype)
+        cache.values[layer][self._slots, :, self._ring] = v[:rows].to(cache.values.dtype)
         out = torch.zeros_like(q)
-        layer_keys, layer_values = self._cache.keys[layer], self._cache.values[layer]
+        layer_keys, layer_values = cache.keys[layer], cache.values[layer]
         for job in self._jobs:
             keys, values = layer_keys[job.slot, :, : job.keys], layer_values[job.slot, :, : job.keys]
             out[job.rows] = self._attend(q[job.rows], keys, values, job.mask)

@@ -33,7 +33,8 @@ class ConversationEngine:
             raise ValueError("this checkpoint was loaded without its language model: ask for the part 'lm'")
         self._checkpoint = checkpoint
         self.slot_engine = SlotEngine(checkpoint.lm, slots, tile=tile)
-        self.numerics_id = numerics_id(checkpoint.lm, checkpoint.weights_hash, tile)
+        layout = type(self.slot_engine.cache).__name__
+        self.numerics_id = numerics_id(checkpoint.lm, checkpoint.weights_hash, layout, tile)
 
     def prompt(self, spec: SessionSpec) -> Prompt:
         """The columns of a session's system prompt. Raises ValueError with a sentence for the user."""
@@ -83,9 +84,9 @@ def check_sampling(sampling: Sampling) -> None:
             raise ValueError(f"{name} top-k {top_k} is not in 1 … {MAX_TOP_K}")
 
 
-def numerics_id(model: LanguageModel, weights_hash: str, tile: int) -> str:
+def numerics_id(model: LanguageModel, weights_hash: str, layout: str, tile: int) -> str:
     """Engines of equal id compute equal bits from equal inputs; recovery is only token-identical between those."""
     on_cpu = model.device.type == "cpu"
     capability = torch.backends.cpu.get_cpu_capability() if on_cpu else f"cuda{torch.version.cuda}"
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"{weights_hash[:16]}-{dtype}-{capability}-torch{torch.__version__}-spans-t{tile}"
+    return f"{weights_hash[:16]}-{dtype}-{capability}-torch{torch.__version__}-{layout}-t{tile}"

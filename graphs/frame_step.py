@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from graphs.attention import ROW_PAD, Span, SpanAttention
-from graphs.kv_cache import KVCache, round_up
+from graphs.attention import ROW_PAD
+from graphs.kv_cache import KVCache, Span, round_up
 from graphs.sampling import SamplingRows, make_sampler
 from graphs.stages import Sampling
 from models.config import AUDIO_CODEBOOKS
@@ -68,7 +68,7 @@ class FrameStep:
         emits: Sequence[Emit],
         overrides: Sequence[Override] = (),
     ) -> npt.NDArray[np.int16]:
-        """tokens: [rows, 17] input columns; every row belongs to exactly one span. Returns [emits, 9] int16."""
+        """tokens: [rows, 17] input columns; spans lie end to end from row 0 on. Returns [emits, 9] int16."""
         model, count = self._model, tokens.shape[0]
         rows = max(self._fixed_rows, round_up(count, ROW_PAD))
         padded = np.full((rows, tokens.shape[1]), -1, dtype=np.int64)
@@ -79,7 +79,7 @@ class FrameStep:
         x = model.embed(torch.from_numpy(padded).to(model.device))
         for override in overrides:
             x[override.start : override.start + override.embeddings.shape[0]] = override.embeddings
-        hidden = model.temporal(x, torch.from_numpy(positions).to(model.device), SpanAttention(self._cache, spans))
+        hidden = model.temporal(x, torch.from_numpy(positions).to(model.device), self._cache.attention(spans))
         if not emits:
             return np.zeros((0, GENERATED), dtype=np.int16)
         return self._emit(hidden, emits)

@@ -2,53 +2,70 @@
 
 from __future__ import annotations
 
-import torch
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from models.config import LMConfig
+from models.lm import RowAttention
 
-KEY_BLOCK = 128  # rings, and the keys attended to, are whole blocks: few shapes, and sums of one order
+KEY_BLOCK = 128  # rings are whole blocks of keys: few shapes, and sums of one order
 
 
 def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-class KVCache:
-    """Rings of [heads, capacity, head_dim] keys and values a layer and slot.
+@dataclass(frozen=True)
+class Span:
+    """Consecutive rows of one slot in a step: row start + i is position first + i."""
+
+    start: int
+    count: int
+    slot: int
+    first: int
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
+
+
+class KVCache(ABC):
+    """A ring of `capacity` keys and values a layer, slot and head; how they lie in memory is the backend's choice.
 
     The key of position p stands at p % capacity. The capacity exceeds the attention window by a whole prefill
     tile: a chunk writes all its keys before its first row attends, and may not overwrite what that row still sees.
+
+    keys, values: [layers, slots, heads, …], what follows being a head's ring.
     """
 
-    def __init__(
-        self, config: LMConfig, slots: int, tile: int, *, device: torch.device | str, dtype: torch.dtype
-    ) -> None:
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, config: LMConfig, slots: int, tile: int) -> None:
         self.window = config.window
         self.capacity = round_up(config.window + tile, KEY_BLOCK)
         self.slots = slots
-        shape = (config.num_layers, slots, config.num_heads, self.capacity, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+    @abstractmethod
+    def attention(self, spans: Sequence[Span]) -> RowAttention:
+        """The attention of one step. Spans lie end to end from row 0 on; rows behind them are padding."""
 
     @property
     def bytes_per_slot(self) -> int:
         return 2 * self.keys[:, 0].numel() * self.keys.element_size()
 
-    def write(self, layer: int, slots: Tensor, ring: Tensor, k: Tensor, v: Tensor) -> None:
-        """Stores k, v [rows, heads, head_dim] at (slots [rows], ring [rows]), both int64."""
-        self.keys[layer][slots, :, ring] = k.to(self.keys.dtype)
-        self.values[layer][slots, :, ring] = v.to(self.values.dtype)
-
     def snapshot(self, slot: int) -> dict[str, Tensor]:
-        """A copy of one slot on the CPU: keys and values [layers, heads, capacity, head_dim]."""
+        """A copy of one slot on the CPU: keys and values [layers, heads, …]."""
         return {
             "keys": self.keys[:, slot].to("cpu", copy=True),
             "values": self.values[:, slot].to("cpu", copy=True),
         }
 
     def restore(self, slot: int, snapshot: dict[str, Tensor]) -> None:
-        """Puts a snapshot of the same model into a slot; raises ValueError if its shape differs."""
+        """Puts a snapshot of the same model and backend into a slot; raises ValueError if its shape differs."""
         for name, ring in (("keys", self.keys), ("values", self.values)):
             if snapshot[name].shape != ring[:, slot].shape:
                 raise ValueError(

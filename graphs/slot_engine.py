@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from graphs.attention import Span
+from graphs.backends import make_cache
 from graphs.frame_step import GENERATED, Emit, FrameStep, Override
-from graphs.kv_cache import KVCache
+from graphs.kv_cache import Span
 from graphs.stages import Codes, Sampling
 from models.config import AUDIO_CODEBOOKS, STREAMS, UNGENERATED
 from models.lm import LanguageModel
@@ -54,12 +54,12 @@ class _Conversation:
 class SlotEngine:
     """All slots of one model. One call of `step` is one frame for every slot named, plus a tile of prefill."""
 
-    def __init__(self, model: LanguageModel, slots: int, *, tile: int = DEFAULT_TILE) -> None:
+    def __init__(self, model: LanguageModel, slots: int, *, tile: int = DEFAULT_TILE, backend: str = "auto") -> None:
         """Reserves full contexts for `slots` conversations on the model's device."""
         self._model = model
         self.slots = slots
         self._tile = tile
-        self.cache = KVCache(model.config, slots, tile, device=model.device, dtype=model.dtype)
+        self.cache = make_cache(model.config, slots, tile, device=model.device, dtype=model.dtype, backend=backend)
         fixed = model.device.type == "cuda"
         self.frame_step = FrameStep(
             model, self.cache, fixed_rows=slots + tile if fixed else 0, fixed_emits=slots if fixed else 0

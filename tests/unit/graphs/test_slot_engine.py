@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graphs.attention import Span
+from graphs.kv_cache import Span
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
 from models.config import PUBLISHED_SILENCE_CODES, PUBLISHED_SINE_CODES
@@ -120,9 +120,9 @@ def test_journal_rows_rebuild_the_same_cache() -> None:
         other.frame_step.run(chunk, [Span(0, len(chunk), 1, first)], [])
         first += len(chunk)
     rebuilt = other.cache.snapshot(1)
-    held = [p % other.cache.capacity for p in range(max(0, first - other.cache.capacity), first)]
-    assert torch.equal(rebuilt["keys"][:, :, held], snapshot["keys"][:, :, held])
-    assert torch.equal(rebuilt["values"][:, :, held], snapshot["values"][:, :, held])
+    assert first < other.cache.capacity  # nothing of the rings was overwritten: they are equal as a whole
+    assert torch.equal(rebuilt["keys"], snapshot["keys"])
+    assert torch.equal(rebuilt["values"], snapshot["values"])
 
 
 def test_published_voice_form_equals_its_codes() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from graphs.attention import Span
+from graphs.backends import make_cache
 from graphs.frame_step import Emit, FrameStep
-from graphs.kv_cache import KVCache
+from graphs.kv_cache import Span
 from graphs.stages import Sampling
 from models.config import LMConfig
 from models.lm import LanguageModel
@@ -36,7 +36,7 @@ class TestForward:
         columns = np.concatenate(
             [rng.integers(0, CONFIG.text_card, (time, 1)), rng.integers(0, CONFIG.card, (time, 16))], axis=1
         ).astype(np.int16)
-        cache = KVCache(CONFIG, 1, 4, device="cpu", dtype=torch.float32)
+        cache = make_cache(CONFIG, 1, 4, device=torch.device("cpu"), dtype=torch.float32)
         step = FrameStep(model, cache)
         text, audio = [], []
 

@@ -1,0 +1,234 @@
+"""Attention on the CPU, compiled by numba: each row by itself, over exactly the keys it sees, in 16 or 32 bits.
+
+One row of one head is two passes over memory: scores over keys, then the mix of values. Both rings are stored
+[head_dim, capacity], so that the long, contiguous dimension is the one that is vectorised, and a step reads every
+visible key and value once, which is all it costs: at 16 slots of the demo model with a full context 9 ms of the
+frame's 80, where torch's matrix products took 26 (docs/decisions/cpu-attention.md). What a row computes depends on its
+position alone, never on its neighbours or on how rows came in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import ir
+from numba import float32, int32, njit, types
+from numba.extending import intrinsic, overload
+from torch import Tensor
+
+from graphs.kv_cache import KVCache, Span
+from models.config import LMConfig
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _compiled(function: _Function) -> _Function:
+    """Compiled at first use, then kept on disk; fast-math lets sums be vectorised, in an order fixed by compilation."""
+    compile_now = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
+    return cast(_Function, compile_now(function))
+
+
+def _float_of_word(typing_context: Any, word: Any) -> Any:
+    return float32(int32), lambda context, builder, signature, args: builder.bitcast(args[0], ir.FloatType())
+
+
+def _word_of_float(typing_context: Any, value: Any) -> Any:
+    return int32(float32), lambda context, builder, signature, args: builder.bitcast(args[0], ir.IntType(32))
+
+
+_as_float: Callable[[Any], Any] = cast(Any, intrinsic(_float_of_word))  # the float32 that has these bits
+_as_word: Callable[[Any], Any] = cast(Any, intrinsic(_word_of_float))  # the bits of a float32
+
+
+def _widen(stored: Any) -> Any:
+    """A stored number as float32: bf16 comes as the upper 16 bits of one."""
+    raise NotImplementedError("only called from compiled code")
+
+
+def _narrow(value: Any, ring: Any) -> Any:
+    """A float32 as `ring` stores it, rounded to nearest even."""
+    raise NotImplementedError("only called from compiled code")
+
+
+# numba wants an implementation's signature equal to the overload's, annotations included; hence the named functions.
+@overload(_widen)
+def _widen_typed(stored: Any) -> Any:
+    def as_it_is(stored: Any) -> Any:
+        return stored
+
+    def upper_bits(stored: Any) -> Any:
+        return _as_float(np.int32(stored) << np.int32(16))
+
+    return as_it_is if isinstance(stored, types.Float) else upper_bits
+
+
+@overload(_narrow)
+def _narrow_typed(value: Any, ring: Any) -> Any:
+    def as_it_is(value: Any, ring: Any) -> Any:
+        return value
+
+    def rounded(value: Any, ring: Any) -> Any:
+        word = _as_word(value)
+        return np.int16((word + np.int32(0x7FFF) + ((word >> np.int32(16)) & np.int32(1))) >> np.int32(16))
+
+    return as_it_is if isinstance(ring.dtype, types.Float) else rounded
+
+
+@_compiled
+def _exp(x: Any) -> Any:
+    """exp for x ≤ 0 by a polynomial of degree six (error 2e-7), so that the loop around it is vectorised."""
+    scaled = max(x, np.float32(-87.0)) * np.float32(1.4426950408889634)
+    whole = np.floor(scaled + np.float32(0.5))
+    part = scaled - whole
+    y = np.float32(1.535336188319500e-4)
+    y = y * part + np.float32(1.339887440266574e-3)
+    y = y * part + np.float32(9.618437357674640e-3)
+    y = y * part + np.float32(5.550332471162809e-2)
+    y = y * part + np.float32(2.402264791363012e-1)
+    y = y * part + np.float32(6.931472028550421e-1)
+    y = y * part + np.float32(1.0)
+    return y * _as_float((np.int32(whole) + np.int32(127)) << np.int32(23))
+
+
+@_compiled
+def _score(scores: Any, q: Any, keys: Any, start: int, count: int, place: int) -> None:
+    """scores[place : place + count] = q · keys[:, start : start + count]; eight dimensions a pass."""
+    out = scores[place : place + count]
+    out[:] = np.float32(0.0)
+    for d in range(0, q.shape[0], 8):
+        k0, k1 = keys[d, start : start + count], keys[d + 1, start : start + count]
+        k2, k3 = keys[d + 2, start : start + count], keys[d + 3, start : start + count]
+        k4, k5 = keys[d + 4, start : start + count], keys[d + 5, start : start + count]
+        k6, k7 = keys[d + 6, start : start + count], keys[d + 7, start : start + count]
+        q0, q1, q2, q3, q4, q5, q6, q7 = q[d], q[d + 1], q[d + 2], q[d + 3], q[d + 4], q[d + 5], q[d + 6], q[d + 7]
+        for j in range(count):
+            low = q0 * _widen(k0[j]) + q1 * _widen(k1[j]) + q2 * _widen(k2[j]) + q3 * _widen(k3[j])
+            high = q4 * _widen(k4[j]) + q5 * _widen(k5[j]) + q6 * _widen(k6[j]) + q7 * _widen(k7[j])
+            out[j] += low + high
+
+
+@_compiled
+def _softmax(scores: Any, count: int) -> Any:
+    """Turns scores[:count] into unnormalised weights; returns their sum."""
+    largest = scores[0]
+    for j in range(count):
+        largest = max(largest, scores[j])
+    total = np.float32(0.0)
+    for j in range(count):
+        weight = _exp(scores[j] - largest)
+        scores[j] = weight
+        total += weight
+    return total
+
+
+@_compiled
+def _mix(out: Any, scores: Any, values: Any, start: int, count: int, place: int) -> None:
+    """out += values[:, start : start + count] · scores[place : place + count]; four dimensions a pass."""
+    weights = scores[place : place + count]
+    for d in range(0, out.shape[0], 4):
+        v0, v1 = values[d, start : start + count], values[d + 1, start : start + count]
+        v2, v3 = values[d + 2, start : start + count], values[d + 3, start : start + count]
+        a0, a1, a2, a3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
+        for j in range(count):
+            weight = weights[j]
+            a0 += weight * _widen(v0[j])
+            a1 += weight * _widen(v1[j])
+            a2 += weight * _widen(v2[j])
+            a3 += weight * _widen(v3[j])
+        out[d] += a0
+        out[d + 1] += a1
+        out[d + 2] += a2
+        out[d + 3] += a3
+
+
+@_compiled
+def _store(ring: Any, slots: Any, places: Any, fresh: Any) -> None:
+    """ring[slot, :, :, place] = fresh [rows, heads, head_dim], row by row."""
+    for row in range(fresh.shape[0]):
+        for head in range(fresh.shape[1]):
+            target = ring[slots[row], head]
+            for d in range(fresh.shape[2]):
+                target[d, places[row]] = _narrow(fresh[row, head, d], ring)
+
+
+@_compiled
+def _attend(q: Any, keys: Any, values: Any, slots: Any, first: Any, count: Any, scale: Any, out: Any) -> None:
+    """Row r of slot slots[r] sees the count[r] positions from first[r] on, which may wrap around the ring's end."""
+    capacity = keys.shape[3]
+    scores = np.empty(capacity, np.float32)
+    query = np.empty(q.shape[2], np.float32)
+    for row in range(slots.shape[0]):
+        start = first[row] % capacity
+        straight = min(count[row], capacity - start)
+        wrapped = count[row] - straight
+        for head in range(q.shape[1]):
+            for d in range(q.shape[2]):
+                query[d] = q[row, head, d] * scale
+            ring = keys[slots[row], head]
+            _score(scores, query, ring, start, straight, 0)
+            _score(scores, query, ring, 0, wrapped, straight)
+            total = _softmax(scores, count[row])
+            mixed, ring = out[row, head], values[slots[row], head]
+            mixed[:] = np.float32(0.0)
+            _mix(mixed, scores, ring, start, straight, 0)
+            _mix(mixed, scores, ring, 0, wrapped, straight)
+            for d in range(q.shape[2]):
+                mixed[d] /= total
+
+
+class ColumnCache(KVCache):
+    """Rings of [head_dim, capacity] in bf16 or fp32: a key is a column.
+
+    Raises ValueError for a head size that the passes of eight do not divide, and for other dtypes.
+    """
+
+    def __init__(self, config: LMConfig, slots: int, tile: int, *, dtype: torch.dtype) -> None:
+        if config.head_dim % 8:
+            raise ValueError(f"compiled attention needs heads of a multiple of 8 numbers, not {config.head_dim}")
+        super().__init__(config, slots, tile)
+        shape = (config.num_layers, slots, config.num_heads, config.head_dim, self.capacity)
+        self.keys = torch.zeros(shape, dtype=dtype)
+        self.values = torch.zeros(shape, dtype=dtype)
+        self.key_arrays, self.value_arrays = _arrays(self.keys), _arrays(self.values)
+
+    def attention(self, spans: Sequence[Span]) -> CompiledAttention:
+        return CompiledAttention(self, spans)
+
+
+class CompiledAttention:
+    """Writes and attends row by row; see graphs.kv_cache.KVCache.attention."""
+
+    def __init__(self, cache: ColumnCache, spans: Sequence[Span]) -> None:
+        self._cache = cache
+        self._scale = np.float32(cache.keys.shape[3] ** -0.5)
+        position = np.concatenate([np.arange(span.first, span.first + span.count) for span in spans])
+        self._slots = np.concatenate([np.full(span.count, span.slot) for span in spans])
+        self._places = position % cache.capacity
+        self._count = np.minimum(position + 1, cache.window)
+        self._first = position + 1 - self._count
+        self._rows = len(position)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [rows, heads, head_dim] → [rows, heads, head_dim]; rows beyond the spans' come back as zeros."""
+        cache, rows = self._cache, self._rows
+        keys, values = cache.key_arrays[layer], cache.value_arrays[layer]
+        _store(keys, self._slots, self._places, k[:rows].float().numpy())
+        _store(values, self._slots, self._places, v[:rows].float().numpy())
+        out = torch.zeros(q.shape, dtype=torch.float32)
+        queries = q[:rows].float().numpy()
+        _attend(queries, keys, values, self._slots, self._first, self._count, self._scale, out.numpy())
+        return out.to(q.dtype)
+
+
+def _arrays(ring: Tensor) -> npt.NDArray[Any]:
+    """The same memory for numba, which knows no bf16: its bits, as 16-bit integers."""
+    if ring.dtype == torch.bfloat16:
+        ring = ring.view(torch.int16)
+    elif ring.dtype != torch.float32:
+        raise ValueError(f"compiled attention stores bf16 or fp32, not {ring.dtype}")
+    array: npt.NDArray[Any] = ring.numpy()
+    return array
