@@ -115,12 +115,12 @@ class PersonaPlexReplica:
         config = HostConfig(
             name=name,
             node=ray.get_runtime_context().get_node_id(),
-            trunk_host=settings.trunk_host or str(ray.util.get_node_ip_address()),  # type: ignore[no-untyped-call] # Ray
+            trunk_host=settings.trunk_host or _node_address(),
             report_interval_s=settings.report_interval_s,
             trunk=plan.trunk,
         )
         self._host = ReplicaHost(replica, RouterClient(plan.router), config)
-        self._busy = lambda: replica.busy
+        self._replica = replica
         await self._host.start()
 
     async def check_health(self) -> None:
@@ -129,7 +129,7 @@ class PersonaPlexReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What serving.autoscaling reads: busy slots here, callers waiting in the whole cluster."""
-        return {"busy": float(self._busy()), "waiting": float(self._host.waiting)}
+        return {"busy": float(self._replica.busy), "waiting": float(self._host.waiting)}
 
     async def __del__(self) -> None:
         """Serve awaits this before it kills the process: conversations end in peace, for at most `drain_s`."""
@@ -251,6 +251,10 @@ def _scale(settings: ServeSettings) -> dict[str, Any]:
         policy=policy,
     )
     return {"autoscaling_config": config}
+
+
+def _node_address() -> str:
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray
 
 
 def _window_s(plan: Plan) -> float:

@@ -2,7 +2,8 @@
 
 Measured in docs/decisions/http-proxy.md: a fifth of the Python proxy's CPU time a message, and the only mode in
 which a client that does not read is felt by the handler. Ray's template for it, however, binds two status pages on
-every interface and opens its control socket to every user of the machine; the wrapper narrows both.
+every interface, opens its control socket to every user of the machine, and logs queries, which may hold a key; the
+wrapper narrows all three. It also keeps the kernel from buffering megabytes for a client that has stopped reading.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import importlib.util
 import socket
 import sys
 from pathlib import Path
+
+BUFFER_BYTES = 64 << 10  # 1.3 s of PCM; the kernel's own limit would be minutes of Opus
 
 WRAPPER = """#!/bin/sh
 # Started by Ray Serve in place of haproxy: see serving/haproxy.py.
@@ -24,6 +27,7 @@ sed -i \\
   -e '/^listen stats/,$ s/bind \\*:/bind 127.0.0.1:/' \\
   -e 's/mode 666 level admin/mode 600 level admin/' \\
   -e '/^ *log .* local0 info$/d' \\
+  -e '/^global/ a \\    tune.sndbuf.client {buffer_bytes}\\n    tune.rcvbuf.server {buffer_bytes}' \\
   "$configuration"
 exec {binary} "$@"
 """
@@ -46,7 +50,7 @@ def haproxy_environment(folder: Path, binary: Path) -> dict[str, str]:
     The folder keeps two servers on one machine apart: Ray's default paths are the same for all.
     """
     wrapper = folder / "haproxy"
-    wrapper.write_text(WRAPPER.format(binary=binary))
+    wrapper.write_text(WRAPPER.format(binary=binary, buffer_bytes=BUFFER_BYTES))
     wrapper.chmod(0o700)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

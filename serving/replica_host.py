@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.errors import EngineLost
+from actors.errors import EngineLost, StaleEpoch
 from actors.messages import Down, DownSink, Failed, FrameIn, OpenRequest, ReplicaReport, SlotReport
 from serving.router import ReportReply
 from serving.trunk_server import TrunkConfig, TrunkServer
@@ -74,7 +74,8 @@ class ReplicaHost:
         self._replica = replica
         self._router = router
         self._config = config
-        self._trunk = TrunkServer(_Watched(replica, self.changed), config.name, config.trunk)
+        self._watched = _Watched(replica, self.changed)
+        self._trunk = TrunkServer(self._watched, config.name, config.trunk)
         self._address = ""
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -139,7 +140,7 @@ class ReplicaHost:
                 self.waiting = reply.waiting
                 for session, epoch in reply.close:
                     log.warning("session %s epoch %d has no lease: closing it", session, epoch)
-                    await self._replica.close(session, epoch, "no lease")
+                    await self._watched.fence(session, epoch)
             await self._beat_or(news)
 
     async def _beat_or(self, news: asyncio.Event) -> None:
@@ -157,19 +158,36 @@ class _Watched:
     def __init__(self, replica: HostedReplica, changed: Callable[[], None]) -> None:
         self._replica = replica
         self._changed = changed
+        self._sinks: dict[tuple[str, int], DownSink] = {}
 
     async def open(self, request: OpenRequest, sink: DownSink) -> None:
+        key = (request.session, request.epoch)
+
         def noticing(message: Down) -> None:
             if isinstance(message, Failed):
+                self._sinks.pop(key, None)
                 self._changed()
             sink(message)
 
-        await self._replica.open(request, noticing)
+        self._sinks[key] = sink
+        try:
+            await self._replica.open(request, noticing)
+        except BaseException:
+            self._sinks.pop(key, None)
+            raise
         self._changed()
 
     def offer(self, frame: FrameIn) -> None:
         self._replica.offer(frame)
 
     async def close(self, session: str, epoch: int, reason: str) -> None:
+        self._sinks.pop((session, epoch), None)
         await self._replica.close(session, epoch, reason)
         self._changed()
+
+    async def fence(self, session: str, epoch: int) -> None:
+        """End a conversation that lost its lease. Unlike a close it is nobody's wish, so its ingress is told."""
+        sink = self._sinks.pop((session, epoch), None)
+        if sink is not None:
+            sink(Failed(session, epoch, StaleEpoch.code, "The lease of the conversation has ended."))
+        await self.close(session, epoch, "no lease")

@@ -1,0 +1,172 @@
+"""A replica's heartbeat: registered, reconciled, told at once of what changes, drained in peace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from actors.errors import Draining, EngineLost, NoCapacity, StaleEpoch
+from actors.messages import CloseRequest, Failed, OpenRequest, Ready, ReplicaReport
+from serving.replica_host import HostConfig, ReplicaHost
+from serving.router import AcquireRequest, ReportReply, RouterConfig, SessionRouter
+from serving.trunk_client import Trunk
+from serving.trunk_server import TrunkConfig
+from tests.actor_fakes import Bench, frame_in, request
+
+TRUNK = TrunkConfig(secret="a secret of the tests", ping_s=0.5, dead_s=10.0)
+
+
+class RouterLine:
+    """The real router on the other side of a line that can be cut."""
+
+    def __init__(self) -> None:
+        self.router = SessionRouter(RouterConfig(lease_s=60.0))
+        self.cut = False
+        self.reports: list[ReplicaReport] = []
+        self._news = asyncio.Event()
+
+    async def report(self, report: ReplicaReport) -> ReportReply:
+        self._news.set()
+        if self.cut:
+            raise ConnectionError("away")
+        self.reports.append(report)
+        return self.router.report(report)
+
+    async def forget(self, replica: str) -> None:
+        self.router.forget(replica)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until something holds that a report can change."""
+        async with asyncio.timeout(5):
+            while not true():
+                self._news.clear()
+                await self._news.wait()
+
+    async def until_busy(self, count: int) -> None:
+        """Wait for a report that names so many conversations."""
+        await self.until(lambda: bool(self.reports) and len(self.reports[-1].busy) == count)
+
+
+class Site:
+    """A bench's replica under its host, with a router and an ingress's trunk."""
+
+    def __init__(self, bench: Bench, line: RouterLine, host: ReplicaHost, trunk: Trunk) -> None:
+        self.bench, self.line, self.host, self.trunk = bench, line, host, trunk
+
+    async def open(self, open_request: OpenRequest) -> asyncio.Queue[object]:
+        inbox: asyncio.Queue[object] = asyncio.Queue()
+        self.trunk.attach(open_request.session, open_request.epoch, inbox.put_nowait)
+        await self.trunk.send(open_request)
+        return inbox
+
+
+@asynccontextmanager
+async def hosted(interval_s: float = 30.0) -> AsyncIterator[Site]:
+    """Beats are so far apart that whatever a test waits for has to come by itself."""
+    bench, line = Bench(slots=2), RouterLine()
+    config = HostConfig("r1", "n1", "127.0.0.1", interval_s, TRUNK)
+    host = ReplicaHost(bench.replica, line, config)
+    await host.start()
+    trunk = await Trunk.connect(host.report().address, "i1", TRUNK)
+    try:
+        yield Site(bench, line, host, trunk)
+    finally:
+        await trunk.close()
+        await host.stop(drain_s=5.0)
+        assert bench.replica.busy == 0
+
+
+async def grant(line: RouterLine, session: str) -> OpenRequest:
+    granted = await line.router.acquire(AcquireRequest(session, "t", None, "i1", "n0"))
+    return request(session, granted.epoch)
+
+
+async def test_it_registers_itself_and_tells_of_every_coming_and_going() -> None:
+    async with hosted() as site:
+        await site.line.until_busy(0)
+        report = site.line.reports[0]
+        assert (report.replica, report.node, report.slots, report.admitting) == ("r1", "n1", 2, True)
+        assert report.numerics_id == "fake"
+        inbox = await site.open(await grant(site.line, "a"))
+        assert isinstance(await asyncio.wait_for(inbox.get(), 5), Ready)
+        await site.line.until_busy(1)
+        assert site.line.reports[-1].busy[0].session == "a"
+        await site.trunk.send(CloseRequest("a", 1, "done"))
+        await site.line.until_busy(0)
+
+
+async def test_a_session_without_a_lease_is_closed() -> None:
+    async with hosted(interval_s=0.01) as site:
+        await site.line.until_busy(0)
+        granted = await grant(site.line, "a")
+        site.line.router.release("a", 1, "i1", opened=False)  # the router has forgotten it, the replica learns so
+        inbox = await site.open(granted)
+        async with asyncio.timeout(5):
+            while not isinstance(message := await inbox.get(), Failed):
+                assert isinstance(message, Ready)
+        assert message.code == StaleEpoch.code  # it is told, not left waiting
+        await site.line.until_busy(0)
+        assert site.bench.replica.busy == 0
+
+
+async def test_while_the_router_is_away_it_goes_on_and_tries_again() -> None:
+    async with hosted(interval_s=0.01) as site:
+        await site.line.until_busy(0)
+        granted = await grant(site.line, "a")
+        site.line.cut = True
+        inbox = await site.open(granted)
+        assert isinstance(await asyncio.wait_for(inbox.get(), 5), Ready)
+        site.line.cut = False
+        await site.line.until_busy(1)
+        site.host.check()
+
+
+async def test_the_queue_of_the_router_is_known_here_for_the_autoscaler() -> None:
+    async with hosted(interval_s=0.01) as site:
+        await site.line.until_busy(0)
+        for session in "ab":
+            await grant(site.line, session)
+        waiting = asyncio.create_task(site.line.router.acquire(AcquireRequest("c", "t", None, "i1", "n0", wait_s=60.0)))
+        await site.line.until(lambda: site.host.waiting == 1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_drain_takes_nobody_new_and_waits_for_those_who_talk() -> None:
+    async with hosted() as site:
+        await site.line.until_busy(0)
+        inbox = await site.open(await grant(site.line, "a"))
+        await asyncio.wait_for(inbox.get(), 5)
+        await site.line.until_busy(1)
+        stopping = asyncio.create_task(site.host.stop(drain_s=30.0))
+        await site.line.until(lambda: not site.line.reports[-1].admitting)
+        with pytest.raises(NoCapacity):
+            await grant(site.line, "b")
+        refused = await site.open(request("c"))
+        failed = await asyncio.wait_for(refused.get(), 5)
+        assert isinstance(failed, Failed)
+        assert failed.code == Draining.code
+        assert not stopping.done()
+        await site.trunk.send(CloseRequest("a", 1, "done"))
+        await asyncio.wait_for(stopping, 5)
+        assert site.line.router.status().replicas == 0
+
+
+async def test_a_dead_stage_makes_it_unhealthy_and_is_told_at_once() -> None:
+    async with hosted() as site:
+        await site.line.until_busy(0)
+        inbox = await site.open(await grant(site.line, "a"))
+        await asyncio.wait_for(inbox.get(), 5)
+        await site.line.until_busy(1)
+        site.bench.converse.errors["step"] = RuntimeError("the GPU fell off the bus")
+        await site.trunk.send(frame_in("a", 0))
+        failed = await asyncio.wait_for(inbox.get(), 5)
+        assert isinstance(failed, Failed)
+        assert failed.code == EngineLost.code
+        with pytest.raises(EngineLost):
+            site.host.check()
+        await site.line.until_busy(0)
+        assert not site.line.reports[-1].admitting
