@@ -100,9 +100,8 @@ class CodecTrainer(nn.Module):
         return (distance * weight).sum() / weight.sum().clamp(min=1.0)
 
 
-def train(preset: CodecPreset, folder: Path, pcm: Path, minutes: float, threads: int, seed: int = 5) -> None:
-    """One piece of the run: resumes from `folder`, trains for `minutes`, leaves its state and log there."""
-    device = start(threads)
+def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: torch.device, seed: int = 5) -> None:
+    """One piece of the run: resumes from `folder`, trains until the piece is over, leaves state and log there."""
     speech, validation = PackedSpeech(pcm, "train"), PackedSpeech(pcm, "val")
     torch.manual_seed(seed)
     trainer = CodecTrainer(CONFIG, speech.features).to(device)
@@ -114,8 +113,7 @@ def train(preset: CodecPreset, folder: Path, pcm: Path, minutes: float, threads:
         trainer.load_state_dict(without_moments(saved[0]))
         step = int(saved[1]["step"])
         unpack_moments(optimizer, named, saved[0], step)
-    log, piece = Log(folder / "log.jsonl"), Piece(minutes)
-    piece.listen()
+    log = Log(folder / "log.jsonl")
     generator = torch.Generator().manual_seed(seed + step)
     half = True  # on a CPU bf16 autocast was a tenth faster, and fp32 no better
 
@@ -125,7 +123,8 @@ def train(preset: CodecPreset, folder: Path, pcm: Path, minutes: float, threads:
     warm_latents: list[Tensor] = []
     ticked, ticked_step = time.monotonic(), step
     trainer.train()
-    for batch in batches(speech, preset.batch, preset.frames, seed, step):
+    stream = batches(speech, preset.batch, preset.frames, seed, step)
+    for batch in stream:
         if step >= preset.steps or piece.over():
             break
         for group in optimizer.param_groups:
@@ -166,6 +165,7 @@ def train(preset: CodecPreset, folder: Path, pcm: Path, minutes: float, threads:
             log.write(step=step, **validate(trainer, mel, validation, device))
         if piece.due():
             save()
+    stream.close()
     save()
     print(f"\nat step {step} of {preset.steps}; state in {folder}", flush=True)
 
@@ -195,7 +195,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=state_folder() / "codec")
     parser.add_argument("--pcm", type=Path, default=state_folder() / "pcm")
     arguments = parser.parse_args()
-    train(PRESETS[arguments.preset], arguments.folder, arguments.pcm, arguments.minutes, arguments.threads)
+    piece, device = start(arguments.minutes, arguments.threads)
+    train(PRESETS[arguments.preset], arguments.folder, arguments.pcm, piece, device)
 
 
 if __name__ == "__main__":

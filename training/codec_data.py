@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from queue import Queue
-from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from models.config import FRAME_SAMPLES, SAMPLE_RATE
 from training.augment import coloured_noise, decibels, limited, microphone
+from training.prefetch import numbered
 
 
 class CodecBatch(NamedTuple):
@@ -88,16 +87,6 @@ def _no_speech(samples: int, rng: np.random.Generator) -> npt.NDArray[np.float32
     return tone
 
 
-def batches(speech: PackedSpeech, batch: int, frames: int, seed: int, first: int) -> Iterator[CodecBatch]:
-    """Batches number first, first + 1, …; batch n is a function of (seed, n). Drawn one thread ahead."""
-    ready: Queue[CodecBatch] = Queue(maxsize=2)
-
-    def work() -> None:
-        number = first
-        while True:
-            ready.put(draw(speech, batch, frames, np.random.default_rng([seed, number])))
-            number += 1
-
-    Thread(target=work, daemon=True).start()
-    while True:
-        yield ready.get()
+def batches(speech: PackedSpeech, batch: int, frames: int, seed: int, first: int) -> Generator[CodecBatch, None, None]:
+    """Batches number first, first + 1, …; batch n is a function of (seed, n). To be closed."""
+    return numbered(lambda number: draw(speech, batch, frames, np.random.default_rng([seed, number])), first)

@@ -73,9 +73,8 @@ def _stored(model: LanguageModel) -> dict[str, Tensor]:
     return {f"model.{name}": tensor.half() for name, tensor in model.state_dict().items()}
 
 
-def train(preset: LMPreset, folder: Path, codes: Path, minutes: float, threads: int, seed: int = 7) -> None:
-    """One piece of the run: resumes from `folder`, trains for `minutes`, leaves its state and log there."""
-    device = start(threads)
+def train(preset: LMPreset, folder: Path, codes: Path, piece: Piece, device: torch.device, seed: int = 7) -> None:
+    """One piece of the run: resumes from `folder`, trains until the piece is over, leaves state and log there."""
     data, unseen = EncodedDialogues(codes, "train"), EncodedDialogues(codes, "held_out")
     model = LanguageModel(CONFIG)
     initialise(model, torch.Generator().manual_seed(seed))
@@ -88,8 +87,7 @@ def train(preset: LMPreset, folder: Path, codes: Path, minutes: float, threads: 
         model.load_state_dict({name.removeprefix("model."): tensor.float() for name, tensor in stored.items()})
         step = int(saved[1]["step"])
         unpack_moments(optimizer, named, saved[0], step)
-    log, piece = Log(folder / "log.jsonl"), Piece(minutes)
-    piece.listen()
+    log = Log(folder / "log.jsonl")
 
     def save() -> None:
         save_state(folder, {**_stored(model), **pack_moments(optimizer, named)}, {"step": step, "kind": "lm"})
@@ -97,7 +95,8 @@ def train(preset: LMPreset, folder: Path, codes: Path, minutes: float, threads: 
     print(f"{data.frames / FRAMES_PER_S / 3600:.2f} h in {len(data.items)} dialogues, from step {step}", flush=True)
     ticked, frames, sums = time.monotonic(), 0, dict.fromkeys(_FIGURES, 0.0)
     model.train()
-    for batch in batches(data, CONFIG, preset.batch, preset.longest, preset.weights, seed, step):
+    stream = batches(data, CONFIG, preset.batch, preset.longest, preset.weights, seed, step)
+    for batch in stream:
         if step >= preset.steps or piece.over():
             break
         for group in optimizer.param_groups:
@@ -124,6 +123,7 @@ def train(preset: LMPreset, folder: Path, codes: Path, minutes: float, threads: 
             ticked = time.monotonic()
         if piece.due():
             save()
+    stream.close()
     save()
     print(f"\nat step {step} of {preset.steps}; state in {folder}", flush=True)
 
@@ -149,7 +149,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=state_folder() / "lm")
     parser.add_argument("--codes", type=Path, default=state_folder() / "codes")
     arguments = parser.parse_args()
-    train(PRESETS[arguments.preset], arguments.folder, arguments.codes, arguments.minutes, arguments.threads)
+    piece, device = start(arguments.minutes, arguments.threads)
+    train(PRESETS[arguments.preset], arguments.folder, arguments.codes, piece, device)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ text was tokenized when the dialogues were encoded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
-from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor
 from models.config import AUDIO_CODEBOOKS, STREAMS, TEXT_PAD, LMConfig
 from models.prompt import AGENT, USER, build_prompt
 from models.voices import VoicePrompt
+from training.prefetch import numbered
 
 Codes = npt.NDArray[np.int16]
 GENERATED = 1 + AUDIO_CODEBOOKS
@@ -140,16 +139,8 @@ def draw(
 
 def batches(
     data: EncodedDialogues, config: LMConfig, batch: int, longest: int, weights: Weights, seed: int, first: int
-) -> Iterator[LMBatch]:
-    """Batches number first, first + 1, …; batch n is a function of (data, seed, n). Drawn one thread ahead."""
-    ready: Queue[LMBatch] = Queue(maxsize=2)
-
-    def work() -> None:
-        number = first
-        while True:
-            ready.put(draw(data, config, batch, longest, weights, np.random.default_rng([seed, number])))
-            number += 1
-
-    Thread(target=work, daemon=True).start()
-    while True:
-        yield ready.get()
+) -> Generator[LMBatch, None, None]:
+    """Batches number first, first + 1, …; batch n is a function of (data, seed, n). To be closed."""
+    return numbered(
+        lambda number: draw(data, config, batch, longest, weights, np.random.default_rng([seed, number])), first
+    )

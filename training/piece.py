@@ -47,15 +47,17 @@ class Piece:
         return True
 
 
-def start(threads: int) -> torch.device:
-    """The device to train on: CUDA if there is any. On a CPU: so many threads, at the lowest priority."""
+def start(minutes: float, threads: int) -> tuple[Piece, torch.device]:
+    """A piece that signals end, and the device: CUDA if there is any, else so many threads at the lowest priority."""
+    piece = Piece(minutes)
+    piece.listen()
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-        return torch.device("cuda")
+        return piece, torch.device("cuda")
     torch.set_num_threads(threads)
     os.nice(max(0, 19 - os.nice(0)))
-    return torch.device("cpu")
+    return piece, torch.device("cpu")
 
 
 def progress(step: int, total: int, rate: str, figures: dict[str, float]) -> None:

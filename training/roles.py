@@ -166,6 +166,7 @@ def instantiate(role: Role, split: Split, rng: np.random.Generator) -> Instance:
     """Fills a role's slots: its own once, those of an exchange that comes several times anew each time."""
     values = {slot: choose(options, split, rng) for slot, options in sorted(role.slots.items())}
     filled, facts = [], []
+    told: set[str] = set()  # slots that an earlier fact has used: breakfast and check-out are not at one time
     for exchange in role.exchanges:
         used: list[str] = []
         group: list[dict[str, str]] = []
@@ -179,6 +180,11 @@ def instantiate(role: Role, split: Split, rng: np.random.Generator) -> Instance:
                 for slot in _SLOT.findall(exchange.fact):
                     if slot != exchange.distinct:
                         own[slot] = choose(role.slots[slot], split, rng)
+            elif exchange.fact:
+                for slot in _SLOT.findall(exchange.fact):
+                    if slot in told:
+                        own[slot] = choose(role.slots[slot], split, rng)
+                    told.add(slot)
             group.append(own)
             if exchange.fact:
                 facts.append(fill(exchange.fact, own))

@@ -1,0 +1,134 @@
+"""Sequences: words on frames, dialogues behind prompts with delays and masks, and a model that learns from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.config import TEXT_PAD, LMConfig
+from training import lm
+from training.kokoro import Word
+from training.lm_data import EncodedDialogues, Item, Weights, collate, columns_of, draw
+from training.lm_forward import Logits
+from training.piece import Piece
+from training.state import Log, load_state
+from training.text_stream import text_stream
+
+TINY = LMConfig(
+    dim=16, text_card=30, dep_q=8, card=20, num_heads=2, num_layers=1, hidden_scale=4.0, context=64,
+    depformer_dim=8, depformer_dim_feedforward=24, depformer_num_heads=2, depformer_num_layers=1,
+)  # fmt: skip
+SILENCE, SINE = (1,) * 8, (2,) * 8
+VOICE = torch.arange(24).view(3, 8) % 20
+
+
+def item(frames: int = 5, seed: int = 0) -> Item:
+    rng = np.random.default_rng(seed)
+    table = np.concatenate([rng.integers(4, 30, (frames, 1)), rng.integers(3, 20, (frames, 16))], axis=1)
+    table[1::2, 0] = TEXT_PAD
+    return Item(table.astype(np.int16), np.array([7, 8], dtype=np.int16), 0)
+
+
+class TestTextStream:
+    def test_words_begin_in_their_frame_behind_an_end_of_padding(self) -> None:
+        words = [Word("ab", 0.16, 0.4), Word("c", 0.60, 0.8)]
+        assert text_stream(words, 10, lambda w: [ord(c) for c in w]).tolist() == [3, 0, 97, 98, 3, 3, 0, 99, 3, 3]
+
+    def test_a_word_still_being_written_pushes_the_next_back(self) -> None:
+        words = [Word("abc", 0.0, 0.1), Word("d", 0.08, 0.2), Word("e", 0.16, 0.2)]
+        assert text_stream(words, 6, lambda w: [ord(c) for c in w]).tolist() == [97, 98, 99, 100, 101, 3]
+
+    def test_what_does_not_fit_is_dropped(self) -> None:
+        words = [Word("abc", 0.16, 0.3), Word("d", 0.5, 0.6)]
+        assert text_stream(words, 4, lambda w: [ord(c) for c in w]).tolist() == [3, 0, 97, 98]
+
+
+class TestColumns:
+    def test_streams_are_delayed_and_the_prompt_counts_nothing(self) -> None:
+        dialogue, weights = item(), Weights(text=1.0, padding=0.3, semantic=1.0, acoustic=0.15)
+        columns, counted = columns_of(TINY, dialogue, VOICE, SILENCE, SINE, weights)
+        prompt = len(columns) - 5
+        assert prompt == 3 + 6 + 2 + 6
+        assert not counted[:prompt].any()
+        live = columns[prompt:]
+        assert (live[:, 0] == dialogue.frames[:, 0]).all()
+        assert (live[:, [1, 9]] == dialogue.frames[:, [1, 9]]).all()
+        assert (live[1:, 2:9] == dialogue.frames[:-1, 2:9]).all()
+        assert (live[0, 2:9] == 1).all()  # the prompt's last silence
+        assert (live[0, 10:] == 2).all()  # and its sine
+        assert counted[prompt, 1] == 1.0
+        assert not counted[prompt, 2:].any()
+        assert counted[prompt + 1, 0] == pytest.approx(0.3)  # padding
+        assert counted[prompt + 2].tolist() == pytest.approx([1.0, 1.0, *[0.15] * 7])
+
+    def test_a_batch_is_padded_and_counts_one_position_earlier(self) -> None:
+        pairs = [columns_of(TINY, item(n), VOICE, SILENCE, SINE, Weights()) for n in (5, 2)]
+        batch = collate(pairs, TINY, longest=100)
+        time = batch.columns.shape[1]
+        assert batch.columns.shape == (2, 22, 17)
+        assert batch.rows.tolist() == [16, 17, 18, 19, 20, time + 16, time + 17]
+        assert (batch.columns[1, 19:, 1:] == -1).all()
+
+    def test_long_sequences_are_cut(self) -> None:
+        batch = collate([columns_of(TINY, item(9), VOICE, SILENCE, SINE, Weights())], TINY, longest=20)
+        assert batch.columns.shape[1] == 20
+        assert batch.rows.tolist() == [16, 17, 18]
+
+
+class TestLoss:
+    def test_figures_are_plain_means(self) -> None:
+        batch = collate([columns_of(TINY, item(), VOICE, SILENCE, SINE, Weights())], TINY, longest=100)
+        rows = len(batch.rows)
+        _, figures = lm.loss_of(Logits(torch.zeros(rows, 30), torch.zeros(8, rows, 20)), batch)
+        assert figures["text"] == pytest.approx(np.log(30), rel=1e-5)
+        assert figures["words"] == pytest.approx(np.log(30), rel=1e-5)
+        assert figures["semantic"] == pytest.approx(np.log(20), rel=1e-5)
+        assert figures["acoustic"] == pytest.approx(np.log(20), rel=1e-5)
+
+
+class TestTraining:
+    @pytest.fixture(name="codes")
+    def _codes(self, tmp_path: Path) -> Path:
+        for side in ("train", "held_out"):
+            items = [item(12, seed) for seed in range(2)]
+            save_file(
+                {
+                    "frames": torch.from_numpy(np.concatenate([i.frames for i in items])),
+                    "roles": torch.from_numpy(np.concatenate([i.role for i in items])),
+                    "frame_ends": torch.tensor([12, 24]),
+                    "role_ends": torch.tensor([2, 4]),
+                    "voices": torch.tensor([0, 0]),
+                },
+                tmp_path / f"{side}-000.safetensors",
+            )
+        voices = {"prompt-00-0": VOICE.short(), "silence": torch.tensor(SILENCE), "sine": torch.tensor(SINE)}
+        save_file(voices, tmp_path / "voices.safetensors")
+        return tmp_path
+
+    def test_shards_come_back_as_dialogues(self, codes: Path) -> None:
+        data = EncodedDialogues(codes, "train")
+        assert data.frames == 24
+        assert (data.items[1].frames == item(12, 1).frames).all()
+        batch = draw(data, TINY, 2, 64, Weights(), np.random.default_rng(0))
+        assert batch.columns.shape == (2, 29, 17)
+
+    def test_two_dialogues_are_learnt_by_heart(
+        self, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lm, "CONFIG", TINY)
+        preset = lm.LMPreset(batch=4, longest=64, steps=120, peak=2e-2, warmup=10, validate_every=60)
+        folder = tmp_path / "run"
+        cpu = torch.device("cpu")
+        lm.train(dataclasses.replace(preset, steps=60), folder, codes, Piece(0.0), cpu)
+        lm.train(preset, folder, codes, Piece(0.0), cpu)
+        saved = load_state(folder)
+        assert saved is not None
+        assert saved[1]["step"] == 120
+        rows = [row for row in Log(folder / "log.jsonl").read() if "text" in row]
+        assert rows[-1]["text"] < 0.5 * rows[0]["text"]
+        assert rows[-1]["semantic"] < 0.5 * rows[0]["semantic"]

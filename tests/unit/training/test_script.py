@@ -1,0 +1,119 @@
+"""Roles and scripts: enough of them, filled from the prompt, seeded, and split cleanly from what is held out."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from training import roles, script
+from training.bank import PLANS, key_of, speed_of, wanted
+from training.script import HELD_OUT_USER_VOICE, USER_VOICES, write_script
+
+WIDE = PLANS["wide"]
+
+
+class TestRoles:
+    def test_there_is_enough_to_say(self) -> None:
+        assert len(roles.role_names()) >= 8
+        assert script.count_templates(roles.role_names()) >= 500
+        assert len(script.AGENT_VOICES) >= 8
+        assert len(script.USER_VOICES) >= 12
+        assert HELD_OUT_USER_VOICE not in USER_VOICES
+        assert not set(script.AGENT_VOICES) & set(USER_VOICES)
+
+    @pytest.mark.parametrize("name", roles.role_names())
+    def test_lines_can_be_spoken_as_they_are(self, name: str) -> None:
+        for line in roles.lines_of(roles.load_role(name)):
+            spoken = re.sub(r"\{\w+\}|\|", "", line)
+            assert not re.search(r"[0-9$%&/_-]", spoken), line  # numbers are spelled out, words are whole
+
+    @pytest.mark.parametrize("name", roles.role_names())
+    def test_facts_stand_in_the_prompt(self, name: str) -> None:
+        instance = roles.instantiate(roles.load_role(name), "train", np.random.default_rng(3))
+        assert "{" not in instance.prompt
+        for filled in instance.exchanges:
+            if filled.exchange.fact:
+                assert roles.fill(filled.exchange.fact, filled.values) in instance.prompt
+
+    def test_two_facts_do_not_share_one_filling(self) -> None:
+        hotel, rng = roles.load_role("hotel"), np.random.default_rng(0)
+        times = []
+        for _ in range(20):
+            facts = [f for f in roles.instantiate(hotel, "train", rng).exchanges if "{morning}" in f.exchange.fact]
+            times.append(tuple(f.values["morning"] for f in facts))
+        assert any(breakfast != leaving for breakfast, leaving in times)
+
+    def test_items_missing_from_the_menu_are_not_in_the_prompt(self) -> None:
+        cafe = roles.instantiate(roles.load_role("cafe"), "train", np.random.default_rng(4))
+        [*prices] = [filled for filled in cafe.exchanges if filled.exchange.distinct]
+        assert len({filled.values["drink"] for filled in prices}) == 3
+        assert all(f"A {item} costs" not in cafe.prompt for item in prices[0].missing)
+
+    def test_fill_says_an_before_a_vowel(self) -> None:
+        assert roles.fill("A {x} is a {y}, not a one.", {"x": "espresso", "y": "orange juice"}) == (
+            "An espresso is an orange juice, not a one."
+        )
+
+    def test_training_never_uses_what_is_held_out(self) -> None:
+        questions = roles.load_role("cafe").exchanges[0].ask
+        train, unseen = roles.allowed(questions, "train"), roles.allowed(questions, "held_out")
+        assert set(train) | set(unseen) == set(questions)
+        assert not set(train) & set(unseen) or set(unseen) == set(questions)
+
+    def test_an_unknown_slot_is_named(self) -> None:
+        with pytest.raises(KeyError, match="colour"):
+            roles.fill("A {colour} bike", {"color": "red"})
+
+
+class TestScript:
+    def test_is_a_function_of_plan_split_and_number(self) -> None:
+        assert write_script(WIDE, "train", 17) == write_script(WIDE, "train", 17)
+        assert write_script(WIDE, "train", 17) != write_script(WIDE, "held_out", 17)
+
+    def test_four_dialogues_share_an_agent(self) -> None:
+        four = [write_script(WIDE, "train", number) for number in range(8, 12)]
+        assert len({(s.prompt, s.agent_voice) for s in four}) == 1
+
+    def test_every_kind_of_turn_occurs(self) -> None:
+        scripts = [write_script(WIDE, "train", number) for number in range(80)]
+        kinds = {(turn.speaker, turn.kind) for s in scripts for turn in s.turns}
+        assert kinds >= {
+            ("agent", "turn"), ("user", "turn"), ("user", "interruption"), ("user", "backchannel"),
+            ("agent", "backchannel"), ("aside", "aside"), ("user", "aside"),
+        }  # fmt: skip
+        assert any(turn.pauses_s for s in scripts for turn in s.turns)
+        assert {s.role for s in scripts} == set(roles.role_names())
+
+    def test_an_interrupter_only_breaks_into_the_agent(self) -> None:
+        for number in range(80):
+            turns = write_script(WIDE, "train", number).turns
+            for before, turn in itertools.pairwise(turns):
+                if turn.kind == "interruption":
+                    assert before.speaker == "agent"
+                    assert 0.0 < turn.at < 1.0
+
+    def test_the_held_out_voice_is_only_heard_on_that_side(self) -> None:
+        assert {write_script(WIDE, "held_out", n).user_voice for n in range(12)} == {HELD_OUT_USER_VOICE}
+        assert all(write_script(WIDE, "train", n).user_voice != HELD_OUT_USER_VOICE for n in range(40))
+
+    def test_facts_are_asked_and_answered(self) -> None:
+        told = [fact for number in range(12) for fact in write_script(WIDE, "train", number).facts]
+        assert told
+        assert all("|" not in question and "{" not in answer for question, answer in told)
+
+
+class TestBankNeeds:
+    def test_each_utterance_is_wanted_once(self) -> None:
+        items = list(wanted(WIDE, "train", 12))
+        assert len(items) == len(set(items))
+
+    def test_agents_speak_evenly_and_users_do_not(self) -> None:
+        texts = [f"text number {number}" for number in range(40)]
+        assert {speed_of("af_river", text) for text in texts} == {1.0}
+        assert len({speed_of("af_sarah", text) for text in texts}) == 4
+
+    def test_a_key_tells_voice_and_text_apart(self) -> None:
+        assert len({key_of("a", "bc"), key_of("ab", "c"), key_of("a", "b")}) == 3
