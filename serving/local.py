@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.guard import guard_environment
 from serving.haproxy import bundled_haproxy, free_port, haproxy_environment
 from serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 log = logging.getLogger(__name__)
 
@@ -110,30 +113,38 @@ def _environment(settings: ServeSettings, folder: Path) -> dict[str, str]:
     return environment
 
 
-def _start(settings: ServeSettings, folder: Path) -> None:
-    import ray
+def deploy(app: Application, settings: ServeSettings) -> None:
+    """Start Serve and the application on the Ray cluster this process is connected to; returns when all of it runs."""
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from serving.app import APP_NAME, build_app
+    from serving.app import APP_NAME
 
-    app = build_app(settings)  # first: a wrong checkpoint should not cost a start of Ray
-    level = logging.getLevelNamesMapping()[settings.log_level]
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=settings.log_level == "DEBUG",
-        logging_level=max(level, logging.ERROR) if settings.log_level != "DEBUG" else level,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _temp_dir=str(folder / "ray"),
-    )
-    logging.getLogger("ray.serve").setLevel(level)
     serve.start(
-        proxy_location="HeadOnly",
+        proxy_location="HeadOnly" if settings.ingresses == 1 else "EveryNode",
         http_options=HTTPOptions(host=settings.host, port=settings.port),
         logging_config={"log_level": settings.log_level, "enable_access_log": False},
     )
     serve.run(app, name=APP_NAME, route_prefix="/")
+
+
+def _start(settings: ServeSettings, folder: Path) -> None:
+    import ray
+
+    from serving.app import build_app
+
+    app = build_app(settings)  # first: a wrong checkpoint should not cost a start of Ray
+    loud = settings.log_level == "DEBUG"
+    logging.getLogger("ray.serve").setLevel(settings.log_level)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=loud,
+        logging_level=logging.DEBUG if loud else logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _temp_dir=str(folder / "ray"),
+    )
+    deploy(app, settings)
 
 
 def _wait_until_ready(url: str, timeout_s: float) -> None:
