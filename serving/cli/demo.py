@@ -91,7 +91,7 @@ def _hold_all(url: str, callers: Sequence[Caller]) -> list[Call]:
         for i, caller in enumerate(callers)
     ]
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"))
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         return asyncio.run(_converse(url, calls, progress))
 
 

@@ -199,6 +199,6 @@ def _progress(label: str, frames: int) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.fields[heard_s]:.1f} of {task.fields[whole_s]:.1f} s"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task(label, total=frames, heard_s=0.0, whole_s=frames * FRAME_S)
         yield lambda heard: progress.update(bar, completed=heard, heard_s=heard * FRAME_S, description="talking")
