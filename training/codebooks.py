@@ -15,10 +15,18 @@ _DEAD = 0.15  # of a fair share; an entry chosen less often is given to somebody
 
 @torch.no_grad()
 def initialise(quantizer: SplitQuantizer, latent: Tensor, generator: torch.Generator) -> None:
-    """Entries become random inputs of their codebook, each codebook seeing what those before leave over.
+    """Projections become the latent's principal axes, entries random inputs of their codebook.
 
-    latent [batch, dim, frames]: the more frames the better; with fewer than entries they repeat, slightly moved.
+    Each codebook sees what those before leave over. latent [batch, dim, frames]: the more frames the better; with
+    fewer than entries they repeat, slightly moved.
     """
+    points = latent.transpose(1, 2).flatten(0, 1).float()
+    axes = torch.linalg.eigh(torch.cov(points.t())).eigenvectors.flip(1)  # largest first
+    for split in (quantizer.rvq_first, quantizer.rvq_rest):
+        directions = axes[:, : split.input_proj.weight.shape[0]]
+        split.input_proj.weight.copy_(directions.t().unsqueeze(2))
+        # Half each: the two splits' outputs are added.
+        split.output_proj.weight.copy_(0.5 * directions.unsqueeze(2))
     for index, codebook in enumerate(quantizer.codebooks()):
         inputs = quantizer(latent).inputs[index].detach().float()
         choice = torch.randint(len(inputs), (len(codebook.cluster_usage),), generator=generator)

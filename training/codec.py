@@ -29,9 +29,15 @@ from training.optim import adamw, learning_rate, pack_moments, unpack_moments, w
 from training.piece import Piece, progress, start
 from training.state import Log, load_state, save_state, state_folder
 
-# The codec's own context is 10 s; a demo model that is trained on crops of three seconds looks back that far, so
-# that no position it meets when served is one it never met in training.
-CONFIG = dataclasses.replace(MIMI, transformer=dataclasses.replace(MIMI.transformer, context=64))
+# The published context is 10 s; a model trained on crops of three seconds looks back that far, so that no position
+# it meets when served is one it never met in training. And codebooks of 32 dimensions, not 128: in 128, entries
+# placed at one input are almost never nearest to another, and seven codebooks removed half of the variance.
+CONFIG = dataclasses.replace(
+    MIMI,
+    transformer=dataclasses.replace(MIMI.transformer, context=64),
+    quantizer=dataclasses.replace(MIMI.quantizer, dimension=32),
+)
+_FIRST_LATENTS = 48  # batches the codebooks' first entries are drawn from
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class CodecPreset:
     warmup: int = 500
     quantise_from: int = 400  # steps; before that the latent has no shape worth quantising
     wave_weight: float = 2.0
-    commit_weight: float = 0.1
+    commit_weight: float = 0.2
     semantic_weight: float = 0.5
     validate_every: int = 500
 
@@ -120,7 +126,6 @@ def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: to
     def save() -> None:
         save_state(folder, {**trainer.state_dict(), **pack_moments(optimizer, named)}, {"step": step, "kind": "codec"})
 
-    warm_latents: list[Tensor] = []
     ticked, ticked_step = time.monotonic(), step
     trainer.train()
     stream = batches(speech, preset.batch, preset.frames, seed, step)
@@ -132,7 +137,11 @@ def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: to
         batch = CodecBatch(*(tensor.to(device) for tensor in batch))
         in_use = step >= preset.quantise_from
         if in_use and not bool(trainer.mimi.quantizer.codebooks()[0]._initialized.any()):
-            codebooks.initialise(trainer.mimi.quantizer, torch.cat(warm_latents, dim=2), generator)
+            numbers = [np.random.default_rng([seed, 1, number]) for number in range(_FIRST_LATENTS)]
+            heard = [draw(speech, preset.batch, preset.frames, rng).audio.to(device) for rng in numbers]
+            with torch.no_grad():
+                latents = torch.cat([trainer.mimi.encode_latent(audio.unsqueeze(1)) for audio in heard])
+            codebooks.initialise(trainer.mimi.quantizer, latents, generator)
         quantised = torch.rand(preset.batch, generator=generator) < 0.5 if in_use else None
         output, seen = trainer(batch.audio, quantised.to(device) if quantised is not None else None, half=half)
         losses = {"mel": mel(output, batch.audio), "wave": F.l1_loss(output, batch.audio)}
@@ -143,10 +152,6 @@ def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: to
             losses["commit"] = torch.stack(commit).mean()
             losses["semantic"] = trainer.semantic_loss(seen, batch)
             total = total + preset.commit_weight * losses["commit"] + preset.semantic_weight * losses["semantic"]
-        elif step >= preset.quantise_from - 64:
-            with torch.no_grad():
-                hidden = trainer.mimi.encode_latent(batch.audio.unsqueeze(1))
-            warm_latents.append(hidden.transpose(0, 1).flatten(1).unsqueeze(0))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(trainer.parameters(), 5.0)

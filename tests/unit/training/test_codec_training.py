@@ -100,7 +100,7 @@ class TestTrainer:
         trainer = codec.CodecTrainer(TINY, 6).eval()
         torch.manual_seed(3)
         audio = torch.randn(2, 6 * FRAME_SAMPLES) * 0.1
-        codebooks.initialise(trainer.mimi.quantizer, torch.randn(1, 16, 64), torch.Generator().manual_seed(1))
+        codebooks.initialise(trainer.mimi.quantizer, torch.randn(4, 16, 64), torch.Generator().manual_seed(1))
         trainer.mimi.unpack()
         with torch.no_grad():
             output, seen = trainer(audio, torch.ones(2, dtype=torch.bool), half=False)
