@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 
@@ -18,6 +17,7 @@ from serving.local import deploy
 from serving.router import RouterConfig
 from serving.router_actor import RouterClient
 from serving.settings import ServeSettings
+from tests.polling import until
 from tests.real_server import call
 
 SHRINK_AFTER_S = 5.0
@@ -68,12 +68,14 @@ def cluster(settings: ServeSettings) -> Iterator[str]:
             nodes.shutdown()
 
 
-async def until(router: RouterClient, replicas: int, within_s: float) -> float:
+async def seconds_until(router: RouterClient, replicas: int, within_s: float) -> float:
     """Seconds until so many replicas report."""
+
+    async def there() -> bool:
+        return (await router.status()).replicas == replicas
+
     start_s = time.monotonic()
-    async with asyncio.timeout(within_s):
-        while (await router.status()).replicas != replicas:
-            await asyncio.sleep(0.1)
+    await until(there, within_s)
     return time.monotonic() - start_s
 
 
@@ -81,7 +83,7 @@ async def test_a_caller_too_many_brings_the_second_replica_and_is_admitted(
     cluster: str, settings: ServeSettings
 ) -> None:
     router = RouterClient(RouterConfig(settings.lease_s, settings.max_waiting))
-    await until(router, 1, within_s=60)
+    await seconds_until(router, 1, within_s=60)
     async with call(cluster, seed=1) as first:
         await first.ready()
         assert (await router.status()).replicas == 1
@@ -97,4 +99,4 @@ async def test_a_caller_too_many_brings_the_second_replica_and_is_admitted(
             assert len(used) == 2
             assert ray.available_resources().get("H100", 0) == 0  # each replica holds one
     # Nobody calls any more: one is given back.
-    print(f"one replica again after {await until(router, 1, within_s=SHRINK_AFTER_S + 60):.1f} s")
+    print(f"one replica again after {await seconds_until(router, 1, within_s=SHRINK_AFTER_S + 60):.1f} s")

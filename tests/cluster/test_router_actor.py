@@ -12,6 +12,7 @@ from actors.errors import NoCapacity, TenantLimit
 from actors.messages import ReplicaReport, SlotReport
 from serving.router import AcquireRequest, RouterConfig
 from serving.router_actor import NAME, NAMESPACE, RouterClient
+from tests.polling import until
 
 CONFIG = RouterConfig(lease_s=2.0)
 
@@ -59,9 +60,11 @@ async def test_every_process_finds_the_same_router(client: RouterClient) -> None
 async def test_a_caller_who_dies_while_waiting_leaves_no_trace(client: RouterClient) -> None:
     await client.report(ReplicaReport("r1", "n1", "ws://r1", 0, "numerics", True))
     waiting = asyncio.create_task(client.acquire(ask("a", wait_s=30.0)))
-    async with asyncio.timeout(10):
-        while (await client.status()).waiting != 1:
-            await asyncio.sleep(0.02)
+
+    async def queued() -> bool:
+        return (await client.status()).waiting == 1
+
+    await until(queued, within_s=10)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     await client.abandon("a")
@@ -76,9 +79,11 @@ async def test_a_killed_router_is_rebuilt_from_the_next_report_and_raises_epochs
     before = await client.status()
     assert before.busy == 1
     ray.kill(ray.get_actor(NAME, NAMESPACE), no_restart=False)
-    async with asyncio.timeout(30):
-        while (await client.status()).incarnation == before.incarnation:  # each call waits until one is there
-            await asyncio.sleep(0.02)
+
+    async def another() -> bool:
+        return (await client.status()).incarnation != before.incarnation  # each call waits until one is there
+
+    await until(another, within_s=30)
     assert (await client.report(report("a", epoch=3))).close == ()
     assert (await client.status()).busy == 1
     moved = AcquireRequest("a", "acme", None, "i1", "n0", 0.0, after_epoch=3)
