@@ -13,6 +13,8 @@ import time
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import websocket_limits
+
 # Tells Serve's direct ingress (HAProxy mode) to hand the socket's `receive` to the handler as it is. Otherwise it
 # reads ahead into an unbounded queue, and a handler that waits would hold nobody back.
 _HAND_THROUGH = (b"x-request-disconnect-disabled", b"?1")
@@ -69,6 +71,7 @@ def guard_environment(receive_bytes_per_s: float, stalled_s: float) -> dict[str,
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve; see `guard_environment`."""
+    """Called by Serve before it starts a server; see `guard_environment`."""
+    websocket_limits.install()
     rate, stalled_s = float(os.environ[_RATE_VARIABLE]), float(os.environ[_STALLED_VARIABLE])
     return [Middleware(WebSocketGuard, receive_bytes_per_s=rate, stalled_s=stalled_s)]

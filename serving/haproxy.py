@@ -62,6 +62,8 @@ def haproxy_environment(folder: Path, binary: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # A request's head must fit into it, and with it the role: 4,000 Korean characters are 36 kB percent-encoded.
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 << 10),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
