@@ -10,11 +10,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from graphs.slot_engine import SlotEngine
+from graphs.stages import Sampling
 from models.config import TEXT_PAD, LMConfig
+from models.lm import LanguageModel
+from models.prompt import build_prompt
+from models.voices import VoicePrompt
 from training import lm
 from training.kokoro import Word
 from training.lm_data import EncodedDialogues, Item, Weights, collate, columns_of, draw
-from training.lm_forward import Logits
+from training.lm_forward import Logits, initialise
 from training.piece import Piece
 from training.state import Log, load_state
 from training.text_stream import text_stream
@@ -132,3 +137,27 @@ class TestTraining:
         rows = [row for row in Log(folder / "log.jsonl").read() if "text" in row]
         assert rows[-1]["text"] < 0.5 * rows[0]["text"]
         assert rows[-1]["semantic"] < 0.5 * rows[0]["semantic"]
+
+
+class TestServing:
+    def test_a_served_conversation_is_laid_out_as_in_training(self) -> None:
+        """What the engine read, live, is what training would make of the same conversation."""
+        model = LanguageModel(TINY)
+        initialise(model, torch.Generator().manual_seed(1))
+        role = np.array([7, 8, 9], dtype=np.int16)
+        prompt = build_prompt(
+            TINY, VoicePrompt("v", codes=VOICE), role.tolist(), silence_codes=SILENCE, sine_codes=SINE
+        )
+        engine = SlotEngine(model.eval(), 1, tile=16)
+        engine.open(0, prompt, Sampling(), seed=3)
+        user = np.random.default_rng(5).integers(0, 20, (12, 8)).astype(np.int16)
+        while not engine.step([], np.zeros((0, 8), dtype=np.int16)).ready:
+            pass
+        steps = [engine.step([0], user[n : n + 1]) for n in range(len(user))]
+        read = np.concatenate([step.journal for step in steps])
+        said = np.concatenate([step.tokens for step in steps])
+
+        frames = np.concatenate([said, user], axis=1).astype(np.int16)
+        columns, _ = columns_of(TINY, Item(frames, role, 0), VOICE, SILENCE, SINE, Weights())
+        assert (columns[: prompt.frames] == prompt.columns).all()
+        assert (columns[prompt.frames :] == read).all()
