@@ -9,92 +9,19 @@ position alone, never on its neighbours or on how rows came in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from llvmlite import ir
-from numba import float32, int32, njit, types
-from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from graphs.compiled import as_array, compiled, exp, narrow, widen
 from graphs.kv_cache import KVCache, Span
 from models.config import LMConfig
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-
-def _compiled(function: _Function) -> _Function:
-    """Compiled at first use, then kept on disk; fast-math lets sums be vectorised, in an order fixed by compilation."""
-    compile_now = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
-    return cast(_Function, compile_now(function))
-
-
-def _float_of_word(typing_context: Any, word: Any) -> Any:
-    return float32(int32), lambda context, builder, signature, args: builder.bitcast(args[0], ir.FloatType())
-
-
-def _word_of_float(typing_context: Any, value: Any) -> Any:
-    return int32(float32), lambda context, builder, signature, args: builder.bitcast(args[0], ir.IntType(32))
-
-
-_as_float: Callable[[Any], Any] = cast(Any, intrinsic(_float_of_word))  # the float32 that has these bits
-_as_word: Callable[[Any], Any] = cast(Any, intrinsic(_word_of_float))  # the bits of a float32
-
-
-def _widen(stored: Any) -> Any:
-    """A stored number as float32: bf16 comes as the upper 16 bits of one."""
-    raise NotImplementedError("only called from compiled code")
-
-
-def _narrow(value: Any, ring: Any) -> Any:
-    """A float32 as `ring` stores it, rounded to nearest even."""
-    raise NotImplementedError("only called from compiled code")
-
-
-# numba wants an implementation's signature equal to the overload's, annotations included; hence the named functions.
-@overload(_widen)
-def _widen_typed(stored: Any) -> Any:
-    def as_it_is(stored: Any) -> Any:
-        return stored
-
-    def upper_bits(stored: Any) -> Any:
-        return _as_float(np.int32(stored) << np.int32(16))
-
-    return as_it_is if isinstance(stored, types.Float) else upper_bits
-
-
-@overload(_narrow)
-def _narrow_typed(value: Any, ring: Any) -> Any:
-    def as_it_is(value: Any, ring: Any) -> Any:
-        return value
-
-    def rounded(value: Any, ring: Any) -> Any:
-        word = _as_word(value)
-        return np.int16((word + np.int32(0x7FFF) + ((word >> np.int32(16)) & np.int32(1))) >> np.int32(16))
-
-    return as_it_is if isinstance(ring.dtype, types.Float) else rounded
-
-
-@_compiled
-def _exp(x: Any) -> Any:
-    """exp for x ≤ 0 by a polynomial of degree six (error 2e-7), so that the loop around it is vectorised."""
-    scaled = max(x, np.float32(-87.0)) * np.float32(1.4426950408889634)
-    whole = np.floor(scaled + np.float32(0.5))
-    part = scaled - whole
-    y = np.float32(1.535336188319500e-4)
-    y = y * part + np.float32(1.339887440266574e-3)
-    y = y * part + np.float32(9.618437357674640e-3)
-    y = y * part + np.float32(5.550332471162809e-2)
-    y = y * part + np.float32(2.402264791363012e-1)
-    y = y * part + np.float32(6.931472028550421e-1)
-    y = y * part + np.float32(1.0)
-    return y * _as_float((np.int32(whole) + np.int32(127)) << np.int32(23))
-
-
-@_compiled
+@compiled
 def _score(scores: Any, q: Any, keys: Any, start: int, count: int, place: int) -> None:
     """scores[place : place + count] = q · keys[:, start : start + count]; eight dimensions a pass."""
     out = scores[place : place + count]
@@ -106,12 +33,12 @@ def _score(scores: Any, q: Any, keys: Any, start: int, count: int, place: int) -
         k6, k7 = keys[d + 6, start : start + count], keys[d + 7, start : start + count]
         q0, q1, q2, q3, q4, q5, q6, q7 = q[d], q[d + 1], q[d + 2], q[d + 3], q[d + 4], q[d + 5], q[d + 6], q[d + 7]
         for j in range(count):
-            low = q0 * _widen(k0[j]) + q1 * _widen(k1[j]) + q2 * _widen(k2[j]) + q3 * _widen(k3[j])
-            high = q4 * _widen(k4[j]) + q5 * _widen(k5[j]) + q6 * _widen(k6[j]) + q7 * _widen(k7[j])
+            low = q0 * widen(k0[j]) + q1 * widen(k1[j]) + q2 * widen(k2[j]) + q3 * widen(k3[j])
+            high = q4 * widen(k4[j]) + q5 * widen(k5[j]) + q6 * widen(k6[j]) + q7 * widen(k7[j])
             out[j] += low + high
 
 
-@_compiled
+@compiled
 def _softmax(scores: Any, count: int) -> Any:
     """Turns scores[:count] into unnormalised weights; returns their sum."""
     largest = scores[0]
@@ -119,13 +46,13 @@ def _softmax(scores: Any, count: int) -> Any:
         largest = max(largest, scores[j])
     total = np.float32(0.0)
     for j in range(count):
-        weight = _exp(scores[j] - largest)
+        weight = exp(scores[j] - largest)
         scores[j] = weight
         total += weight
     return total
 
 
-@_compiled
+@compiled
 def _mix(out: Any, scores: Any, values: Any, start: int, count: int, place: int) -> None:
     """out += values[:, start : start + count] · scores[place : place + count]; four dimensions a pass."""
     weights = scores[place : place + count]
@@ -135,28 +62,28 @@ def _mix(out: Any, scores: Any, values: Any, start: int, count: int, place: int)
         a0, a1, a2, a3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
         for j in range(count):
             weight = weights[j]
-            a0 += weight * _widen(v0[j])
-            a1 += weight * _widen(v1[j])
-            a2 += weight * _widen(v2[j])
-            a3 += weight * _widen(v3[j])
+            a0 += weight * widen(v0[j])
+            a1 += weight * widen(v1[j])
+            a2 += weight * widen(v2[j])
+            a3 += weight * widen(v3[j])
         out[d] += a0
         out[d + 1] += a1
         out[d + 2] += a2
         out[d + 3] += a3
 
 
-@_compiled
-def _store(ring: Any, slots: Any, places: Any, fresh: Any) -> None:
+@compiled
+def store(ring: Any, slots: Any, places: Any, fresh: Any) -> None:
     """ring[slot, :, :, place] = fresh [rows, heads, head_dim], row by row."""
     for row in range(fresh.shape[0]):
         for head in range(fresh.shape[1]):
             target = ring[slots[row], head]
             for d in range(fresh.shape[2]):
-                target[d, places[row]] = _narrow(fresh[row, head, d], ring)
+                target[d, places[row]] = narrow(fresh[row, head, d], ring)
 
 
-@_compiled
-def _attend(q: Any, keys: Any, values: Any, slots: Any, first: Any, count: Any, scale: Any, out: Any) -> None:
+@compiled
+def attend(q: Any, keys: Any, values: Any, slots: Any, first: Any, count: Any, scale: Any, out: Any) -> None:
     """Row r of slot slots[r] sees the count[r] positions from first[r] on, which may wrap around the ring's end."""
     capacity = keys.shape[3]
     scores = np.empty(capacity, np.float32)
@@ -193,42 +120,32 @@ class ColumnCache(KVCache):
         shape = (config.num_layers, slots, config.num_heads, config.head_dim, self.capacity)
         self.keys = torch.zeros(shape, dtype=dtype)
         self.values = torch.zeros(shape, dtype=dtype)
-        self.key_arrays, self.value_arrays = _arrays(self.keys), _arrays(self.values)
+        self.key_arrays, self.value_arrays = as_array(self.keys), as_array(self.values)
 
     def attention(self, spans: Sequence[Span]) -> CompiledAttention:
         return CompiledAttention(self, spans)
 
 
 class CompiledAttention:
-    """Writes and attends row by row; see graphs.kv_cache.KVCache.attention."""
+    """Which row writes where and sees what in one step; called, it does so (see KVCache.attention)."""
 
     def __init__(self, cache: ColumnCache, spans: Sequence[Span]) -> None:
         self._cache = cache
-        self._scale = np.float32(cache.keys.shape[3] ** -0.5)
+        self.scale = np.float32(cache.keys.shape[3] ** -0.5)
         position = np.concatenate([np.arange(span.first, span.first + span.count) for span in spans])
-        self._slots = np.concatenate([np.full(span.count, span.slot) for span in spans])
-        self._places = position % cache.capacity
-        self._count = np.minimum(position + 1, cache.window)
-        self._first = position + 1 - self._count
-        self._rows = len(position)
+        self.slots = np.concatenate([np.full(span.count, span.slot) for span in spans])
+        self.places = position % cache.capacity
+        self.count = np.minimum(position + 1, cache.window)
+        self.first = position + 1 - self.count
+        self.rows = len(position)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [rows, heads, head_dim] → [rows, heads, head_dim]; rows beyond the spans' come back as zeros."""
-        cache, rows = self._cache, self._rows
+        cache, rows = self._cache, self.rows
         keys, values = cache.key_arrays[layer], cache.value_arrays[layer]
-        _store(keys, self._slots, self._places, k[:rows].float().numpy())
-        _store(values, self._slots, self._places, v[:rows].float().numpy())
+        store(keys, self.slots, self.places, k[:rows].float().numpy())
+        store(values, self.slots, self.places, v[:rows].float().numpy())
         out = torch.zeros(q.shape, dtype=torch.float32)
         queries = q[:rows].float().numpy()
-        _attend(queries, keys, values, self._slots, self._first, self._count, self._scale, out.numpy())
+        attend(queries, keys, values, self.slots, self.first, self.count, self.scale, out.numpy())
         return out.to(q.dtype)
-
-
-def _arrays(ring: Tensor) -> npt.NDArray[Any]:
-    """The same memory for numba, which knows no bf16: its bits, as 16-bit integers."""
-    if ring.dtype == torch.bfloat16:
-        ring = ring.view(torch.int16)
-    elif ring.dtype != torch.float32:
-        raise ValueError(f"compiled attention stores bf16 or fp32, not {ring.dtype}")
-    array: npt.NDArray[Any] = ring.numpy()
-    return array

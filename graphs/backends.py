@@ -47,6 +47,6 @@ def _compiled_fits(config: LMConfig, device: torch.device, dtype: torch.dtype) -
     return (
         device.type == "cpu"
         and dtype in (torch.float32, torch.bfloat16)
-        and config.head_dim % 8 == 0
+        and config.head_dim % 8 == config.dim % 8 == config.depformer_dim % 8 == 0
         and importlib.util.find_spec("numba") is not None
     )

@@ -18,8 +18,9 @@ from graphs.attention import ROW_PAD
 from graphs.kv_cache import KVCache, Span, round_up
 from graphs.sampling import SamplingRows, make_sampler
 from graphs.stages import Sampling
+from graphs.step_model import step_model
 from models.config import AUDIO_CODEBOOKS
-from models.lm import DepthPass, LanguageModel
+from models.lm import LanguageModel
 
 GENERATED = 1 + AUDIO_CODEBOOKS  # text and the agent's codes
 
@@ -54,8 +55,7 @@ class FrameStep:
 
     def __init__(self, model: LanguageModel, cache: KVCache, *, fixed_rows: int = 0, fixed_emits: int = 0) -> None:
         """fixed_rows, fixed_emits: pad every step to these counts (one shape, for capture); 0 pads to fours."""
-        self._model = model.eval()
-        self._cache = cache
+        self._model = step_model(model, cache)
         self._fixed_rows = fixed_rows
         self._fixed_emits = fixed_emits
         self.probe: LogitsProbe | None = None
@@ -76,10 +76,7 @@ class FrameStep:
         positions = np.zeros(rows, dtype=np.int64)
         for span in spans:
             positions[span.start : span.start + span.count] = np.arange(span.first, span.first + span.count)
-        x = model.embed(torch.from_numpy(padded).to(model.device))
-        for override in overrides:
-            x[override.start : override.start + override.embeddings.shape[0]] = override.embeddings
-        hidden = model.temporal(x, torch.from_numpy(positions).to(model.device), self._cache.attention(spans))
+        hidden = model.hidden(padded, positions, spans, [(o.start, o.embeddings) for o in overrides])
         if not emits:
             return np.zeros((0, GENERATED), dtype=np.int16)
         return self._emit(hidden, emits)
@@ -95,7 +92,7 @@ class FrameStep:
         drawn = sampler.draw(text_logits, 0)
         token = torch.where(given[:, 0] >= 0, given[:, 0], drawn)
         out, audio_logits = [token], []
-        depth = DepthPass(self._model, hidden)
+        depth = self._model.depth(hidden)
         for codebook in range(AUDIO_CODEBOOKS):
             logits = depth.logits(codebook, token)
             drawn = sampler.draw(logits, codebook + 1)

@@ -81,9 +81,9 @@ class LanguageModel(nn.Module):
         self.depformer_text_emb = Embedding(text_entries, depth_dim, device, dtype)
         self.depformer = Layers([DepthLayer(config, device, dtype) for _ in range(config.depformer_num_layers)])
         self.linears = nn.ModuleList(Linear(depth_dim, config.card, device, dtype) for _ in range(AUDIO_CODEBOOKS))
-        self._table: Tensor | None = None  # see embed
+        self._table: Tensor | None = None
         audio_starts = [1 + text_entries + stream * audio_entries for stream in range(config.n_q)]
-        self._offsets = torch.tensor([1, *audio_starts])  # a stream's first row in the joined table
+        self.table_starts = torch.tensor([1, *audio_starts])  # see joined_table
 
     @property
     def device(self) -> torch.device:
@@ -103,16 +103,16 @@ class LanguageModel(nn.Module):
             given = (tokens >= 0).unsqueeze(-1)
             looked_up = (table(tokens[:, i].clamp(min=0)) for i, table in enumerate(tables))
             return torch.stack([torch.where(given[:, i], x, 0) for i, x in enumerate(looked_up)]).sum(0)
-        if self._table is None or self._table[1:].data_ptr() != self.text_emb.weight.data_ptr():
-            self._table = self._join_tables()  # the first time, or the weights have moved since
-        index = torch.where(tokens >= 0, tokens + self._offsets.to(tokens.device), 0)
-        return F.embedding_bag(index, self._table, mode="sum")
+        index = torch.where(tokens >= 0, tokens + self.table_starts.to(tokens.device), 0)
+        return F.embedding_bag(index, self.joined_table(), mode="sum")
 
-    def _join_tables(self) -> Tensor:
-        """One table of all 17 streams behind a row of zeros, so that a frame is embedded by one look-up.
+    def joined_table(self) -> Tensor:
+        """One table [entries, dim] of all 17 streams behind a row of zeros, so that a frame is embedded by one look-up.
 
-        The parameters become views of it: nothing is held twice, and what is trained is what is looked up.
+        Stream i's token t stands in row table_starts[i] + t. The parameters become views of it: nothing is held twice.
         """
+        if self._table is not None and self._table[1:].data_ptr() == self.text_emb.weight.data_ptr():
+            return self._table  # else it is the first time, or the weights have moved since
         tables = [self.text_emb, *self.emb]
         joined = torch.cat([self.text_emb.weight.new_zeros(1, self.config.dim), *(t.weight for t in tables)]).detach()
         start = 1
@@ -120,6 +120,7 @@ class LanguageModel(nn.Module):
             entries = table.weight.shape[0]
             table.weight.data = joined[start : start + entries]
             start += entries
+        self._table = joined
         return joined
 
     def temporal(self, x: Tensor, positions: Tensor, attend: RowAttention) -> Tensor:

@@ -1,0 +1,90 @@
+"""The language model as the frame step sees it, and the implementation in torch operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from graphs.kv_cache import KVCache, Span
+from models.lm import DepthPass, LanguageModel
+
+
+class DepthLogits(Protocol):
+    """One frame's walk through the agent's codebooks; see models.lm.DepthPass."""
+
+    def logits(self, codebook: int, previous: Tensor) -> Tensor: ...
+
+
+class StepModel(Protocol):
+    """Weights and arithmetic over rows, beside the cache that they read and write."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def hidden(
+        self,
+        tokens: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        spans: Sequence[Span],
+        overrides: Sequence[tuple[int, Tensor]],
+    ) -> Tensor:
+        """Input columns tokens [rows, 17] at positions [rows] → the temporal transformer's output [rows, dim].
+
+        Spans lie end to end from row 0 on, rows behind them are padding. Each override replaces the summed input
+        embeddings of rows start … by its own [n, dim].
+        """
+        ...
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [rows, dim] → [rows, text_card] fp32."""
+        ...
+
+    def depth(self, hidden: Tensor) -> DepthLogits: ...
+
+
+class TorchModel:
+    """Torch operators, for any device."""
+
+    def __init__(self, model: LanguageModel, cache: KVCache) -> None:
+        self._model = model.eval()
+        self._cache = cache
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    def hidden(
+        self,
+        tokens: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        spans: Sequence[Span],
+        overrides: Sequence[tuple[int, Tensor]],
+    ) -> Tensor:
+        """See StepModel."""
+        model = self._model
+        x = model.embed(torch.from_numpy(tokens).to(model.device))
+        for start, embeddings in overrides:
+            x[start : start + embeddings.shape[0]] = embeddings.to(x)
+        return model.temporal(x, torch.from_numpy(positions).to(model.device), self._cache.attention(spans))
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        return self._model.text_logits(hidden)
+
+    def depth(self, hidden: Tensor) -> DepthPass:
+        return DepthPass(self._model, hidden)
+
+
+def step_model(model: LanguageModel, cache: KVCache) -> StepModel:
+    """The implementation that goes with a cache's layout (see graphs.backends)."""
+    if type(cache).__name__ == "ColumnCache":  # by name: its module needs numba, which may not be there
+        from graphs.attention_cpu import ColumnCache
+        from graphs.compiled_step import CompiledModel
+
+        assert isinstance(cache, ColumnCache)
+        return CompiledModel(model, cache)
+    return TorchModel(model, cache)
