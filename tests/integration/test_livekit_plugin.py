@@ -1,27 +1,22 @@
 """LiveKit's PersonaPlex plugin, unmodified and in an environment of its own, holds conversations with /api/chat.
 
 Here the replica is an echo, so that what the plugin hears can be compared with what it said; against the whole
-system it talks in test_livekit_conversation.
+system it talks in test_whole_system.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from tests.chat_fakes import EchoServer, EchoTrunk, served
+from tests.livekit.plugin import NOT_SET_UP, PYTHON, converse
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-livekit/bin/python"
-pytestmark = pytest.mark.skipif(
-    not PYTHON.exists(), reason="LiveKit's plugin is not set up: run tests/livekit/setup.sh (480 MB, half a minute)"
-)
+pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason=NOT_SET_UP)
 
 
 def speech(path: Path, seconds: float, rate: int = 48_000) -> Path:
@@ -32,21 +27,11 @@ def speech(path: Path, seconds: float, rate: int = 48_000) -> Path:
     return path
 
 
-async def livekit(url: str, wav: Path, *options: str) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        PYTHON, ROOT / "tests/livekit/converse.py", url.rstrip("/"), wav, *options,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return dict(json.loads(out))
-
-
 async def test_it_talks_and_hears_everything(tmp_path: Path) -> None:
     server = EchoServer(trunk=EchoTrunk(prompt_s=0.3, answer_s=0.05))
     wav = speech(tmp_path / "speech.wav", 4)
     async with served(server) as url:
-        came = await livekit(
+        came = await converse(
             url, wav, "--seconds", "4", "--voice", "NATM0", "--role", "Be kind & brief.", "--seed", "3"
         )
     assert came["errors"] == []
@@ -65,7 +50,7 @@ async def test_it_comes_back_after_a_refusal(tmp_path: Path) -> None:
     server = EchoServer(slots=0)
     wav = speech(tmp_path / "speech.wav", 5)
     async with served(server) as url:
-        talking = asyncio.create_task(livekit(url, wav, "--seconds", "5"))
+        talking = asyncio.create_task(converse(url, wav, "--seconds", "5"))
         async with asyncio.timeout(30):
             await server.router.refused.wait()
         server.router.slots = 1

@@ -1,0 +1,118 @@
+"""The whole system, started as a user starts it, and what talks to it: the page in Chromium, LiveKit's plugin, callers.
+
+The model has random weights, so what is said is not looked at; that it is said, in time, and the same again, is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.browser import find_chromium, open_page
+from tests.livekit.plugin import NOT_SET_UP, PYTHON, converse
+from tests.real_server import Caller, call, serve
+
+SLOTS = 4
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with serve(slots=SLOTS) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six seconds of something between a voice and a siren, 48 kHz."""
+    t = np.arange(6 * 48_000) / 48_000
+    pcm = 7000 * np.sin(2 * np.pi * (180 * t + 40 * np.sin(3 * t))) * (np.sin(5 * t) > -0.3)
+    path = tmp_path_factory.mktemp("speech") / "speech.wav"
+    soundfile.write(path, pcm.astype(np.int16), 48_000)
+    return path
+
+
+async def held(server: str, pcm: np.ndarray, **query: str | int) -> Caller:
+    """A conversation over this audio, to its end."""
+    async with call(server, **query) as caller:
+        await caller.ready()
+        await caller.speak(len(pcm) // 1920, pcm)
+    return caller
+
+
+async def test_a_seed_says_the_same_alone_and_among_others(server: str, speech: Path) -> None:
+    pcm = soundfile.read(speech, dtype="int16")[0][: 1920 * 40]
+    mine = {"seed": 5, "voice_prompt": "NATM1", "text_prompt": "You enjoy having a good conversation."}
+    alone = await held(server, pcm, **mine)
+    others = [held(server, pcm[::-1].copy(), seed=seed, text_prompt="Be brief. " * seed) for seed in (6, 7, 8)]
+    among, *rest = await asyncio.gather(held(server, pcm, **mine), *others)
+    assert len(alone.audio) == len(among.audio) == 40
+    assert among.audio == alone.audio
+    assert among.words == alone.words
+    assert {other.audio[-1] for other in rest}.isdisjoint(alone.audio[-1:])
+
+
+async def test_opus_lasts_as_long_as_what_was_said(server: str) -> None:
+    """Through sphn, as Kyutai's and LiveKit's clients: frames in, as many samples out."""
+    import sphn
+
+    writer, reader = sphn.OpusStreamWriter(24_000), sphn.OpusStreamReader(24_000)
+    async with call(server, audio="opus") as caller:
+        await caller.ready()
+        for _ in range(25):
+            await caller.socket.send(b"\x01" + writer.append_pcm(np.zeros(1920, dtype=np.float32)))
+        async with asyncio.timeout(20):
+            while len(caller.audio) < 25:
+                await caller.take()
+    assert sum(len(reader.append_bytes(message)) for message in caller.audio) == 25 * 1920
+
+
+async def test_restart_takes_a_new_slot_and_begins_again(server: str, speech: Path) -> None:
+    pcm = soundfile.read(speech, dtype="int16")[0][: 1920 * 10]
+    async with call(server, seed=9) as caller:
+        await caller.ready()
+        await caller.speak(10, pcm)
+        first = caller.audio
+        caller.audio, caller.metadata = [], {}
+        await caller.socket.send(b"\x03\x03")
+        await caller.ready()
+        await caller.speak(10, pcm)
+    assert caller.audio == first
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason=NOT_SET_UP)
+async def test_livekits_plugin_holds_a_conversation(server: str, speech: Path) -> None:
+    came = await converse(server, speech, "--seconds", "6", "--voice", "NATF2")
+    assert came["errors"] == []
+    assert came["reconnects"] == 0
+    assert came["heard_s"] == pytest.approx(6.0, abs=0.25)
+    assert came["peak"] > 100
+    assert came["words"]
+    assert came["first_audio_s"] < 3.0
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium here: apt-get install chromium")
+async def test_the_page_holds_a_conversation(server: str, speech: Path) -> None:
+    chromium = find_chromium()
+    assert chromium is not None
+    async with open_page(chromium, speech) as page:
+        await page.look(width=1200, height=900)
+        await page.open(server)
+        await page.until("!document.getElementById('voice').disabled")
+        assert await page.run("document.getElementById('untrained').checkVisibility()")
+        assert await page.run("document.getElementById('voice').options.length") > 3
+        for sound in ("pcm", "opus"):
+            await page.run(f"document.getElementById('sound').value = '{sound}'")
+            await page.run("document.getElementById('talk').click()")
+            await page.until("document.getElementById('status').dataset.state === 'live'", within_s=30)
+            await page.until(
+                "document.getElementById('said').querySelector('p time')", within_s=30
+            )  # it has said a word
+            await page.until("document.getElementById('lag').textContent.endsWith('ms')")
+            await page.run("document.getElementById('talk').click()")
+            await page.until("document.getElementById('status').dataset.state === 'idle'")
+        assert not page.complaints
