@@ -43,6 +43,17 @@ def make_cache(
     return ColumnCache(config, slots, tile, dtype=dtype)
 
 
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What a language model is loaded in where nobody says: bf16 wherever reading less is faster.
+
+    On a CPU that is where the compiled step runs (it widens weights as it reads them; all arithmetic stays fp32).
+    Torch's own bf16 products need instructions that many CPUs lack.
+    """
+    if device.type == "cpu" and importlib.util.find_spec("numba") is None:
+        return torch.float32
+    return torch.bfloat16
+
+
 def _compiled_fits(config: LMConfig, device: torch.device, dtype: torch.dtype) -> bool:
     return (
         device.type == "cpu"
