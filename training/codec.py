@@ -1,14 +1,13 @@
 """Trains the codec: `python -m training.codec --minutes 30`; the same command again goes on.
 
-The model is the served one (models/mimi.py). Phase one, here: reconstruction (log-mel at four scales and waveform
-L1), codebooks by moving averages, half the crops unquantised as the published Mimi has it, the first codebook
-distilled from a speech encoder. Runs on torch, numpy and safetensors alone.
+The model is the served one (models/mimi.py). Phase one is reconstruction: log-mel at four scales and waveform L1,
+codebooks by moving averages, half the crops unquantised as the published Mimi has it, the first codebook distilled
+from a speech encoder. Phase two adds discriminators. Runs on torch, numpy and safetensors alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import FRAME_SAMPLES, MimiConfig
-from models.demo_checkpoint import MIMI, random_mimi
-from models.mimi import Mimi
+from models.config import FRAME_SAMPLES, SAMPLE_RATE
 from models.mimi_quantizer import Quantized
-from training import codebooks
+from training import codebooks, codec_model
+from training.adversarial import Discriminators, discriminator_loss, generator_losses
 from training.codec_data import CodecBatch, PackedSpeech, batches, draw
 from training.codec_losses import MelLoss
+from training.codec_model import CodecTrainer
 from training.optim import adamw, learning_rate, pack_moments, unpack_moments, without_moments
 from training.piece import Piece, progress, start
 from training.state import Log, load_state, save_state, state_folder
 
-# The published context is 10 s; a model trained on crops of three seconds looks back that far, so that no position
-# it meets when served is one it never met in training. And codebooks of 32 dimensions, not 128: in 128, entries
-# placed at one input are almost never nearest to another, and seven codebooks removed half of the variance.
-CONFIG = dataclasses.replace(
-    MIMI,
-    transformer=dataclasses.replace(MIMI.transformer, context=64),
-    quantizer=dataclasses.replace(MIMI.quantizer, dimension=32),
-)
 _FIRST_LATENTS = 48  # batches the codebooks' first entries are drawn from
+_BETAS = (0.8, 0.99)
+_JUDGE = "judge."
 
 
 @dataclass(frozen=True)
@@ -46,150 +39,177 @@ class CodecPreset:
     frames: int  # of a crop
     steps: int
     peak: float
+    adversarial_from: int  # step at which discriminators start to learn
     warmup: int = 500
     quantise_from: int = 400  # steps; before that the latent has no shape worth quantising
+    judge_warmup: int = 500  # steps the discriminators learn alone before the codec listens to them
     wave_weight: float = 2.0
     commit_weight: float = 0.2
     semantic_weight: float = 0.5
+    reconstruction_weight: float = 15.0  # against the two below, in phase two
+    adversarial_weight: float = 1.0
+    feature_weight: float = 2.0
     validate_every: int = 500
 
 
+# On a CPU the discriminators would cost more than the codec: phase two is for a GPU.
 PRESETS = {
-    "cpu": CodecPreset(batch=4, frames=36, steps=40_000, peak=6e-4),
-    "cuda": CodecPreset(batch=64, frames=48, steps=12_000, peak=1e-3),
+    "cpu": CodecPreset(batch=4, frames=36, steps=40_000, peak=6e-4, adversarial_from=40_000),
+    "cuda": CodecPreset(batch=64, frames=48, steps=16_000, peak=1e-3, adversarial_from=8_000),
 }
 
 
-class CodecTrainer(nn.Module):
-    """The codec and what training adds to it: a projection for distillation."""
+class CodecRun:
+    """Model, discriminators and optimizers of one run, and how far it is."""
 
-    def __init__(self, config: MimiConfig, features: int) -> None:
-        super().__init__()
-        self.mimi = Mimi(config)
-        # torch's default convolutions lose variance at every layer: from them, the latent stayed constant for
-        # hundreds of steps. These weights keep it near one.
-        self.mimi.load_state_dict(random_mimi(config))
-        for codebook in self.mimi.quantizer.codebooks():
-            codebook._initialized.zero_()
-        self.semantic = nn.Conv1d(config.seanet.dimension, features, 1)
+    def __init__(self, preset: CodecPreset, speech: PackedSpeech, device: torch.device, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.preset, self.speech, self.device, self.seed, self.step = preset, speech, device, seed, 0
+        self.trainer = CodecTrainer(codec_model.CONFIG, speech.features).to(device)
+        self.judge = Discriminators().to(device)
+        self.mel = MelLoss().to(device)
+        self.optimizer = adamw(self.trainer, betas=_BETAS, weight_decay=1e-3)
+        self.judge_optimizer = adamw(self.judge, betas=_BETAS, weight_decay=1e-3)
+        self._generator = torch.Generator().manual_seed(seed)
 
-    def forward(self, audio: Tensor, quantised: Tensor | None, *, half: bool) -> tuple[Tensor, Quantized | None]:
-        """audio [batch, samples] → reconstruction [batch, samples] fp32 and what the quantizer saw.
+    @property
+    def judging(self) -> bool:
+        return self.step >= self.preset.adversarial_from
 
-        quantised [batch] bool: crops that go through the quantizer; None before it is in use. half: bf16 autocast
-        in the convolutions; the transformers' rotation is complex arithmetic, which has no bf16.
-        """
-        mimi, device = self.mimi, audio.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            hidden = mimi.encoder(audio.unsqueeze(1))
-        hidden = mimi.encoder_transformer(hidden.float().transpose(1, 2)).transpose(1, 2)
-        latent: Tensor = mimi.downsample(hidden)
-        seen: Quantized | None = None
-        if quantised is not None:
-            seen = mimi.quantizer(latent)
-            latent = torch.where(quantised.view(-1, 1, 1), seen.latent, latent)
-        hidden = mimi.decoder_transformer(mimi.upsample(latent).transpose(1, 2)).transpose(1, 2)
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            output = mimi.decoder(hidden)
-        return output.float().squeeze(1), seen
+    def load(self, folder: Path) -> None:
+        """Goes on from the state in `folder`, if there is one."""
+        if (saved := load_state(folder)) is None:
+            return
+        tensors, about = saved
+        self.step = int(about["step"])
+        self._generator.manual_seed(self.seed + self.step)
+        weights = without_moments(tensors)
+        judge = {name.removeprefix(_JUDGE): t for name, t in weights.items() if name.startswith(_JUDGE)}
+        self.trainer.load_state_dict({name: t for name, t in weights.items() if not name.startswith(_JUDGE)})
+        unpack_moments(self.optimizer, self.trainer.named_parameters(), tensors, self.step)
+        if judge:
+            self.judge.load_state_dict(judge)
+            unpack_moments(self.judge_optimizer, self._named_judge(), tensors, self.step)
 
-    def semantic_loss(self, seen: Quantized, batch: CodecBatch) -> Tensor:
-        """One minus the cosine between the first codebook's output and the speech encoder's features."""
-        split = self.mimi.quantizer.rvq_first
-        entry, target = seen.entries[0], seen.inputs[0]
-        passed = target + (entry - target).detach()
-        frames = batch.semantic.shape[1]
-        projected = split.output_proj(passed.view(-1, frames, passed.shape[1]).transpose(1, 2))
-        heard = self.semantic(projected).transpose(1, 2)
-        distance = 1.0 - F.cosine_similarity(heard, batch.semantic, dim=-1)
-        weight = batch.spoken.float().unsqueeze(1).expand_as(distance)
-        return (distance * weight).sum() / weight.sum().clamp(min=1.0)
+    def save(self, folder: Path) -> None:
+        """Leaves everything that going on needs."""
+        tensors = {**self.trainer.state_dict(), **pack_moments(self.optimizer, self.trainer.named_parameters())}
+        if self.judging:
+            tensors.update({f"{_JUDGE}{name}": tensor for name, tensor in self.judge.state_dict().items()})
+            tensors.update(pack_moments(self.judge_optimizer, self._named_judge()))
+        save_state(folder, tensors, {"step": self.step, "kind": "codec"})
+
+    def _named_judge(self) -> list[tuple[str, nn.Parameter]]:
+        return [(f"{_JUDGE}{name}", parameter) for name, parameter in self.judge.named_parameters()]
+
+    def learn(self, batch: CodecBatch) -> dict[str, float]:
+        """One step on one batch. Returns the losses it saw."""
+        preset = self.preset
+        for group in (*self.optimizer.param_groups, *self.judge_optimizer.param_groups):
+            group["lr"] = learning_rate(self.step, peak=preset.peak, warmup=preset.warmup, total=preset.steps)
+        batch = CodecBatch(*(tensor.to(self.device) for tensor in batch))
+        quantised = None
+        if self.step >= preset.quantise_from:
+            self._begin_codebooks()
+            quantised = (torch.rand(len(batch.audio), generator=self._generator) < 0.5).to(self.device)
+        # bf16 everywhere: on a CPU it was a tenth faster, and fp32 no better.
+        output, seen = self.trainer(batch.audio, quantised, half=True)
+        losses = self._reconstruction(output, seen, batch)
+        total = self._weighted(losses)
+        if self.judging:
+            total = preset.reconstruction_weight * total + self._adversarial(output, batch.audio, losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        norm = nn.utils.clip_grad_norm_(self.trainer.parameters(), 5.0)
+        self.optimizer.step()
+        figures = {name: float(value.detach()) for name, value in losses.items()} | {"grad": float(norm)}
+        if seen is not None:
+            figures["dead"] = codebooks.update(self.trainer.mimi.quantizer, seen, self._generator)
+        self.step += 1
+        return figures
+
+    def _begin_codebooks(self) -> None:
+        quantizer = self.trainer.mimi.quantizer
+        if bool(quantizer.codebooks()[0]._initialized.any()):
+            return
+        rngs = [np.random.default_rng([self.seed, 1, number]) for number in range(_FIRST_LATENTS)]
+        heard = [draw(self.speech, self.preset.batch, self.preset.frames, rng).audio for rng in rngs]
+        with torch.no_grad():
+            latents = [self.trainer.mimi.encode_latent(audio.to(self.device).unsqueeze(1)) for audio in heard]
+        codebooks.initialise(quantizer, torch.cat(latents), self._generator)
+
+    def _reconstruction(self, output: Tensor, seen: Quantized | None, batch: CodecBatch) -> dict[str, Tensor]:
+        losses = {"mel": self.mel(output, batch.audio), "wave": F.l1_loss(output, batch.audio)}
+        if seen is not None:
+            commit = [F.mse_loss(value, entry) for value, entry in zip(seen.inputs, seen.entries, strict=True)]
+            losses["commit"] = torch.stack(commit).mean()
+            losses["semantic"] = self.trainer.semantic_loss(seen, batch)
+        return losses
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        preset = self.preset
+        weights = {"wave": preset.wave_weight, "commit": preset.commit_weight, "semantic": preset.semantic_weight}
+        return torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
+
+    def _adversarial(self, output: Tensor, audio: Tensor, losses: dict[str, Tensor]) -> Tensor:
+        """Teaches the discriminators a step; returns what they add to the codec's loss."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            judged = discriminator_loss(self.judge(audio), self.judge(output.detach()))
+        self.judge_optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(judged)
+        nn.utils.clip_grad_norm_(self.judge.parameters(), 1.0)
+        self.judge_optimizer.step()
+        losses["judge"] = judged
+        if self.step < self.preset.adversarial_from + self.preset.judge_warmup:
+            return torch.zeros((), device=self.device)
+        self.judge.requires_grad_(False)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            fooled, features = generator_losses(self.judge(audio), self.judge(output))
+        self.judge.requires_grad_(True)
+        losses["fooled"], losses["features"] = fooled, features
+        return self.preset.adversarial_weight * fooled + self.preset.feature_weight * features
+
+    @torch.no_grad()
+    def validate(self, speech: PackedSpeech) -> dict[str, float]:
+        """Mel distance through the quantizer and the least used codebook's share, on fixed unseen crops."""
+        self.trainer.eval()
+        distances, codes = [], []
+        for number in range(12):
+            audio = draw(speech, 4, 48, np.random.default_rng([1, number])).audio.to(self.device)
+            output, seen = self.trainer(audio, torch.ones(4, dtype=torch.bool, device=self.device), half=False)
+            assert seen is not None
+            distances.append(float(self.mel(output, audio)))
+            codes.append(seen.codes.flatten(0, 1).cpu())
+        self.trainer.train()
+        use = codebooks.use_of(torch.cat(codes), codec_model.CONFIG.quantizer.bins)
+        return {"val_mel": float(np.mean(distances)), "val_use_min": min(use), "val_use_first": use[0]}
 
 
 def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: torch.device, seed: int = 5) -> None:
     """One piece of the run: resumes from `folder`, trains until the piece is over, leaves state and log there."""
-    speech, validation = PackedSpeech(pcm, "train"), PackedSpeech(pcm, "val")
-    torch.manual_seed(seed)
-    trainer = CodecTrainer(CONFIG, speech.features).to(device)
-    mel = MelLoss().to(device)
-    optimizer = adamw(trainer, betas=(0.8, 0.99), weight_decay=1e-3)
-    named = list(trainer.named_parameters())
-    step = 0
-    if (saved := load_state(folder)) is not None:
-        trainer.load_state_dict(without_moments(saved[0]))
-        step = int(saved[1]["step"])
-        unpack_moments(optimizer, named, saved[0], step)
-    log = Log(folder / "log.jsonl")
-    generator = torch.Generator().manual_seed(seed + step)
-    half = True  # on a CPU bf16 autocast was a tenth faster, and fp32 no better
-
-    def save() -> None:
-        save_state(folder, {**trainer.state_dict(), **pack_moments(optimizer, named)}, {"step": step, "kind": "codec"})
-
-    ticked, ticked_step = time.monotonic(), step
-    trainer.train()
-    stream = batches(speech, preset.batch, preset.frames, seed, step)
+    speech, unseen, log = PackedSpeech(pcm, "train"), PackedSpeech(pcm, "val"), Log(folder / "log.jsonl")
+    run = CodecRun(preset, speech, device, seed)
+    run.load(folder)
+    run.trainer.train()
+    ticked, audio_s = time.monotonic(), 0.0
+    stream = batches(speech, preset.batch, preset.frames, seed, run.step)
     for batch in stream:
-        if step >= preset.steps or piece.over():
+        if run.step >= preset.steps or piece.over():
             break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, peak=preset.peak, warmup=preset.warmup, total=preset.steps)
-        batch = CodecBatch(*(tensor.to(device) for tensor in batch))
-        in_use = step >= preset.quantise_from
-        if in_use and not bool(trainer.mimi.quantizer.codebooks()[0]._initialized.any()):
-            numbers = [np.random.default_rng([seed, 1, number]) for number in range(_FIRST_LATENTS)]
-            heard = [draw(speech, preset.batch, preset.frames, rng).audio.to(device) for rng in numbers]
-            with torch.no_grad():
-                latents = torch.cat([trainer.mimi.encode_latent(audio.unsqueeze(1)) for audio in heard])
-            codebooks.initialise(trainer.mimi.quantizer, latents, generator)
-        quantised = torch.rand(preset.batch, generator=generator) < 0.5 if in_use else None
-        output, seen = trainer(batch.audio, quantised.to(device) if quantised is not None else None, half=half)
-        losses = {"mel": mel(output, batch.audio), "wave": F.l1_loss(output, batch.audio)}
-        total = losses["mel"] + preset.wave_weight * losses["wave"]
-        replaced = 0
-        if seen is not None:
-            commit = [F.mse_loss(value, entry) for value, entry in zip(seen.inputs, seen.entries, strict=True)]
-            losses["commit"] = torch.stack(commit).mean()
-            losses["semantic"] = trainer.semantic_loss(seen, batch)
-            total = total + preset.commit_weight * losses["commit"] + preset.semantic_weight * losses["semantic"]
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
-        norm = nn.utils.clip_grad_norm_(trainer.parameters(), 5.0)
-        optimizer.step()
-        if seen is not None:
-            replaced = codebooks.update(trainer.mimi.quantizer, seen, generator)
-        step += 1
-        if step % 20 == 0:
-            spent = time.monotonic() - ticked
-            audio_s = (step - ticked_step) * preset.batch * preset.frames * FRAME_SAMPLES / 24_000
-            figures = {name: float(value.detach()) for name, value in losses.items()}
-            log.write(step=step, grad=float(norm), dead=replaced, audio_per_s=round(audio_s / spent, 2), **figures)
-            progress(step, preset.steps, f"{audio_s / spent:.1f} x real time", figures)
-            ticked, ticked_step = time.monotonic(), step
-        if step % preset.validate_every == 0:
-            log.write(step=step, **validate(trainer, mel, validation, device))
+        figures = run.learn(batch)
+        audio_s += preset.batch * preset.frames * FRAME_SAMPLES / SAMPLE_RATE
+        if run.step % 20 == 0:
+            rate = audio_s / (time.monotonic() - ticked)
+            log.write(step=run.step, audio_per_s=round(rate, 2), **figures)
+            progress(run.step, preset.steps, f"{rate:.1f} x real time", figures)
+            ticked, audio_s = time.monotonic(), 0.0
+        if run.step % preset.validate_every == 0 and run.step >= preset.quantise_from:
+            log.write(step=run.step, **run.validate(unseen))
         if piece.due():
-            save()
+            run.save(folder)
     stream.close()
-    save()
-    print(f"\nat step {step} of {preset.steps}; state in {folder}", flush=True)
-
-
-@torch.no_grad()
-def validate(trainer: CodecTrainer, mel: MelLoss, speech: PackedSpeech, device: torch.device) -> dict[str, float]:
-    """Mel distance through the quantizer and the least used codebook's share, on fixed unseen crops."""
-    trainer.eval()
-    distances, codes = [], []
-    for number in range(12):
-        batch = draw(speech, 4, 48, np.random.default_rng([1, number]))
-        audio = batch.audio.to(device)
-        output, seen = trainer(audio, torch.ones(4, dtype=torch.bool, device=device), half=False)
-        assert seen is not None
-        distances.append(float(mel(output, audio)))
-        codes.append(seen.codes.flatten(0, 1).cpu())
-    trainer.train()
-    use = codebooks.use_of(torch.cat(codes), CONFIG.quantizer.bins)
-    return {"val_mel": float(np.mean(distances)), "val_use_min": min(use), "val_use_first": use[0]}
+    run.save(folder)
+    print(f"\nat step {run.step} of {preset.steps}; state in {folder}", flush=True)
 
 
 def main() -> None:

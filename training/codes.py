@@ -24,7 +24,7 @@ from models.demo_checkpoint import TOKENIZER, constant_codes
 from models.mimi import Mimi
 from models.tokenizer import TextTokenizer
 from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank, read_pcm
-from training.codec import CONFIG
+from training.codec_model import CONFIG
 from training.dialogues import dialogue_path, load_description
 from training.kokoro import Word
 from training.roles import Split, load_common

@@ -17,7 +17,7 @@ from models.checkpoint_files import CONFIG as CONFIG_FILE
 from models.checkpoint_files import FORMAT, VOICES_FOLDER
 from models.demo_checkpoint import TOKENIZER
 from models.voices import write_codes
-from training import codec, lm
+from training import codec_model, lm
 from training.codes import load_codec
 from training.optim import without_moments
 from training.script import AGENT_VOICES
@@ -62,7 +62,7 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[
         "name": "personaplex-demo",
         "trained": True,
         "lm": dataclasses.asdict(lm.CONFIG),
-        "mimi": dataclasses.asdict(codec.CONFIG),
+        "mimi": dataclasses.asdict(codec_model.CONFIG),
         "silence_codes": voices["silence"].tolist(),
         "sine_codes": voices["sine"].tolist(),
         "steps": {"codec": codec_step, "lm": saved[1]["step"]},

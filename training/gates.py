@@ -24,7 +24,7 @@ from models.config import FRAME_SAMPLES, SAMPLE_RATE
 from models.mimi import Mimi
 from training.bank import Bank, read_pcm
 from training.codebooks import use_of
-from training.codec import CONFIG
+from training.codec_model import CONFIG
 from training.codes import load_codec
 from training.pack import is_validation
 from training.state import state_folder, write_json

@@ -11,7 +11,8 @@ import torch
 
 from models.config import FRAME_SAMPLES, CodecTransformerConfig, MimiConfig, QuantizerConfig, SeanetConfig
 from models.mimi_quantizer import SplitQuantizer
-from training import codebooks, codec
+from training import codebooks, codec, codec_model
+from training.adversarial import Discriminators, discriminator_loss, generator_losses
 from training.codec_data import PackedSpeech, draw
 from training.codec_losses import MelLoss, mel_filters
 from training.piece import Piece
@@ -97,7 +98,7 @@ class TestData:
 
 class TestTrainer:
     def test_reconstructs_as_the_served_codec_does(self) -> None:
-        trainer = codec.CodecTrainer(TINY, 6).eval()
+        trainer = codec_model.CodecTrainer(TINY, 6).eval()
         torch.manual_seed(3)
         audio = torch.randn(2, 6 * FRAME_SAMPLES) * 0.1
         codebooks.initialise(trainer.mimi.quantizer, torch.randn(4, 16, 64), torch.Generator().manual_seed(1))
@@ -112,8 +113,12 @@ class TestTrainer:
     def test_a_run_resumes_where_it_stopped_and_logs(
         self, pcm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(codec, "CONFIG", TINY)
-        preset = codec.CodecPreset(batch=2, frames=6, steps=20, peak=1e-3, warmup=2, quantise_from=4, validate_every=20)
+        monkeypatch.setattr(codec_model, "CONFIG", TINY)
+        monkeypatch.setattr(codec, "Discriminators", lambda: Discriminators(channels=4, scales=(256,)))
+        preset = codec.CodecPreset(
+            batch=2, frames=6, steps=20, peak=1e-3, adversarial_from=6, warmup=2, quantise_from=4, judge_warmup=4,
+            validate_every=20,
+        )  # fmt: skip
         folder = tmp_path / "run"
         cpu = torch.device("cpu")
         codec.train(dataclasses.replace(preset, steps=10), folder, pcm, Piece(0.0), cpu)
@@ -126,4 +131,30 @@ class TestTrainer:
         assert saved[1]["step"] == 20
         rows = Log(folder / "log.jsonl").read()
         assert rows[-1]["val_mel"] > 0.0
-        assert {"mel", "wave", "commit", "semantic"} <= rows[-2].keys()
+        assert {"mel", "wave", "commit", "semantic", "judge", "fooled", "features"} <= rows[-2].keys()
+
+
+class TestAdversarial:
+    def test_ignorance_costs_two_and_equal_features_nothing(self) -> None:
+        judge = Discriminators(channels=4, scales=(256, 128))
+        torch.nn.init.zeros_(judge.scales[0].last.bias)
+        sound = torch.randn(2, 4800)
+        with torch.no_grad():
+            heard = judge(sound)
+            fooled, features = generator_losses(heard, heard)
+            quiet = [verdict._replace(verdicts=torch.zeros_like(verdict.verdicts)) for verdict in heard]
+        assert float(discriminator_loss(quiet, quiet)) == 2.0
+        assert float(features) == 0.0
+        assert float(fooled) == pytest.approx(-float(torch.stack([h.verdicts.mean() for h in heard]).mean()))
+
+    def test_learns_to_tell_noise_from_tones(self) -> None:
+        torch.manual_seed(0)
+        judge = Discriminators(channels=4, scales=(256,))
+        optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3)
+        tones = torch.sin(torch.arange(4800) * torch.rand(4, 1))
+        for _ in range(40):
+            loss = discriminator_loss(judge(tones), judge(torch.randn(4, 4800)))
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+        assert float(loss.detach()) < 0.5

@@ -1,0 +1,70 @@
+"""The codec with what training adds to it: the shape that is trained, and a forward pass with gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import MimiConfig
+from models.demo_checkpoint import MIMI, random_mimi
+from models.mimi import Mimi
+from models.mimi_quantizer import Quantized
+from training.codec_data import CodecBatch
+
+# The published context is 10 s; a model trained on crops of three seconds looks back that far, so that no position
+# it meets when served is one it never met in training. And codebooks of 32 dimensions, not 128: in 128, entries
+# placed at one input are almost never nearest to another, and seven codebooks removed half of the variance.
+CONFIG = dataclasses.replace(
+    MIMI,
+    transformer=dataclasses.replace(MIMI.transformer, context=64),
+    quantizer=dataclasses.replace(MIMI.quantizer, dimension=32),
+)
+
+
+class CodecTrainer(nn.Module):
+    """The codec and what training adds to it: a projection for distillation."""
+
+    def __init__(self, config: MimiConfig, features: int) -> None:
+        super().__init__()
+        self.mimi = Mimi(config)
+        # torch's default convolutions lose variance at every layer: from them, the latent stayed constant for
+        # hundreds of steps. These weights keep it near one.
+        self.mimi.load_state_dict(random_mimi(config))
+        for codebook in self.mimi.quantizer.codebooks():
+            codebook._initialized.zero_()
+        self.semantic = nn.Conv1d(config.seanet.dimension, features, 1)
+
+    def forward(self, audio: Tensor, quantised: Tensor | None, *, half: bool) -> tuple[Tensor, Quantized | None]:
+        """audio [batch, samples] → reconstruction [batch, samples] fp32 and what the quantizer saw.
+
+        quantised [batch] bool: crops that go through the quantizer; None before it is in use. half: bf16 autocast
+        in the convolutions; the transformers' rotation is complex arithmetic, which has no bf16.
+        """
+        mimi, device = self.mimi, audio.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            hidden = mimi.encoder(audio.unsqueeze(1))
+        hidden = mimi.encoder_transformer(hidden.float().transpose(1, 2)).transpose(1, 2)
+        latent: Tensor = mimi.downsample(hidden)
+        seen: Quantized | None = None
+        if quantised is not None:
+            seen = mimi.quantizer(latent)
+            latent = torch.where(quantised.view(-1, 1, 1), seen.latent, latent)
+        hidden = mimi.decoder_transformer(mimi.upsample(latent).transpose(1, 2)).transpose(1, 2)
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            output = mimi.decoder(hidden)
+        return output.float().squeeze(1), seen
+
+    def semantic_loss(self, seen: Quantized, batch: CodecBatch) -> Tensor:
+        """One minus the cosine between the first codebook's output and the speech encoder's features."""
+        split = self.mimi.quantizer.rvq_first
+        entry, target = seen.entries[0], seen.inputs[0]
+        passed = target + (entry - target).detach()
+        frames = batch.semantic.shape[1]
+        projected = split.output_proj(passed.view(-1, frames, passed.shape[1]).transpose(1, 2))
+        heard = self.semantic(projected).transpose(1, 2)
+        distance = 1.0 - F.cosine_similarity(heard, batch.semantic, dim=-1)
+        weight = batch.spoken.float().unsqueeze(1).expand_as(distance)
+        return (distance * weight).sum() / weight.sum().clamp(min=1.0)
