@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from actors.stage_build import StageConfig, StageDescription, build_encoder, with_memory
+from actors.stage_config import StageConfig, StageDescription
 from graphs.stages import StageBatch, StageReply
 
 
@@ -13,10 +13,15 @@ class EncoderShell:
     follow the step it races with."""
 
     def __init__(self, config: StageConfig) -> None:
+        # Here and not above: torch is seconds of start-up that the process which starts the actors does not need.
+        from actors.stage_build import build_encoder
+
         self._stage, self._description = build_encoder(config)
 
     @ray.method
     def describe(self) -> StageDescription:
+        from actors.stage_build import with_memory
+
         return with_memory(self._description)
 
     @ray.method

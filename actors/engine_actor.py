@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from actors.stage_build import StageConfig, StageDescription, build_engine, with_memory
+from actors.stage_config import StageConfig, StageDescription
 from graphs.stages import ConverseReply, PromptInfo, SessionSpec, StageBatch
 
 
@@ -12,10 +12,15 @@ class EngineShell:
     """Synchronous: one call at a time, in the order its one caller made them."""
 
     def __init__(self, config: StageConfig) -> None:
+        # Here and not above: torch is seconds of start-up that the process which starts the actors does not need.
+        from actors.stage_build import build_engine
+
         self._stage, self._description = build_engine(config)
 
     @ray.method
     def describe(self) -> StageDescription:
+        from actors.stage_build import with_memory
+
         return with_memory(self._description)
 
     @ray.method

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,39 +13,18 @@ import torch
 
 from actors.codec_stage import CODEBOOKS, FRAME_SAMPLES, DecoderStage, EncoderStage
 from actors.converse_stage import EngineStage
+from actors.stage_config import StageConfig, StageDescription
+from graphs.backends import default_dtype
 from graphs.codec import DecoderLane, EncoderLane
 from graphs.engine import ConversationEngine
 from graphs.stages import SessionSpec
 from models.checkpoint import Checkpoint, load_checkpoint
 
+__all__ = ["StageConfig", "StageDescription", "build_decoder", "build_encoder", "build_engine", "with_memory"]
+
 log = logging.getLogger(__name__)
 
 WARM_UP_FRAMES = 2  # the first pays for allocations and thread pools, the second shows that nothing is left to pay
-
-
-@dataclass(frozen=True, slots=True)
-class StageConfig:
-    """What a stage is built from. `dtype` is of the language model alone: None is fp32 on a CPU, else bf16."""
-
-    checkpoint: str = "demo"  # a folder, a Hugging Face repository id, or "demo"
-    slots: int = 4
-    device: str = "cpu"
-    dtype: str | None = None  # "float32" or "bfloat16"
-    threads: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class StageDescription:
-    """What a stage says about itself once it is up."""
-
-    stage: str  # "encoder", "engine" or "decoder"
-    checkpoint: str
-    trained: bool  # False: random weights, it cannot speak yet
-    slots: int
-    device: str
-    numerics_id: str  # stages of equal id compute equal bits
-    load_s: float  # from the start of loading to warmed up
-    memory_bytes: int  # on a GPU what torch has reserved there, on a CPU the process's resident set
 
 
 def build_encoder(config: StageConfig) -> tuple[EncoderStage, StageDescription]:
@@ -87,11 +66,6 @@ def build_engine(config: StageConfig) -> tuple[EngineStage, StageDescription]:
     return stage, _describe("engine", checkpoint, config, numerics_id, started)
 
 
-def combined_numerics_id(stages: list[StageDescription]) -> str:
-    """The id of a replica: its stages' ids, each said once."""
-    return "+".join(dict.fromkeys(stage.numerics_id for stage in stages))
-
-
 def with_memory(description: StageDescription) -> StageDescription:
     """The description with the memory held now."""
     return replace(description, memory_bytes=_memory_bytes(torch.device(description.device)))
@@ -100,7 +74,7 @@ def with_memory(description: StageDescription) -> StageDescription:
 def _load(config: StageConfig, *parts: str) -> Checkpoint:
     # Threads first: tensors that are loaded and checked on many threads would steal the neighbours' 80 ms.
     torch.set_num_threads(config.threads)
-    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    dtype = default_dtype(torch.device(config.device)) if config.dtype is None else getattr(torch, config.dtype)
     return load_checkpoint(config.checkpoint, device=config.device, dtype=dtype, parts=frozenset(parts))
 
 

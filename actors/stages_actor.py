@@ -15,7 +15,7 @@ from actors.decoder_actor import DecoderActor, DecoderShell
 from actors.encoder_actor import EncoderActor, EncoderShell
 from actors.engine_actor import EngineActor, EngineShell
 from actors.errors import ServingError
-from actors.stage_build import StageConfig, StageDescription, combined_numerics_id
+from actors.stage_config import StageConfig, StageDescription, combined_numerics_id
 from graphs.stages import ConverseReply, PromptInfo, SessionSpec, StageBatch, StageReply
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """OpenTelemetry: a trace per conversation and a histogram of frame time, over OTLP/HTTP where an endpoint is set.
 
 Providers belong to the Telemetry object, not to the process: tests and several servers in one process do not
-share them. Without an endpoint nothing of the SDK is imported (0.3 s of start-up) and every call does nothing.
+share them. Without an endpoint no exporter is imported and every call does nothing.
 Spans carry ids, names of voices and numbers; never the role, the text or audio of anybody.
 """
 

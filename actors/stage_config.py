@@ -1,0 +1,35 @@
+"""What a stage is built from and what it says about itself. Without torch: whoever starts the actors needs no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfig:
+    """What a stage is built from. `dtype` is the language model's: None is bf16, or fp32 on a CPU without numba."""
+
+    checkpoint: str = "demo"  # a folder, a Hugging Face repository id, or "demo"
+    slots: int = 4
+    device: str = "cpu"
+    dtype: str | None = None  # "float32" or "bfloat16"
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StageDescription:
+    """What a stage says about itself once it is up."""
+
+    stage: str  # "encoder", "engine" or "decoder"
+    checkpoint: str
+    trained: bool  # False: random weights, it cannot speak yet
+    slots: int
+    device: str
+    numerics_id: str  # stages of equal id compute equal bits
+    load_s: float  # from the start of loading to warmed up
+    memory_bytes: int  # on a GPU what torch has reserved there, on a CPU the process's resident set
+
+
+def combined_numerics_id(stages: list[StageDescription]) -> str:
+    """The id of a replica: its stages' ids, each said once."""
+    return "+".join(dict.fromkeys(stage.numerics_id for stage in stages))

@@ -1,0 +1,88 @@
+"""A replica as Serve deploys it: one GPU's worth of slots, in one placement group."""
+
+from __future__ import annotations
+
+import asyncio
+
+import ray
+from ray import serve
+
+from actors.interfaces import ReplicaSettings
+from actors.replica import Replica
+from actors.stage_config import StageConfig
+from actors.stages_actor import ActorOptions, StageActors
+from serving.pieces import load_pieces
+from serving.plan import Plan
+from serving.replica_host import HostConfig, ReplicaHost
+from serving.router_actor import RouterClient
+from serving.telemetry import Telemetry
+
+
+class PersonaPlexReplica:
+    """One placement group: the three stage actors, the frame loops that bind them, and a trunk for ingresses.
+
+    No request reaches it through Serve, whose handles would cost 3 ms a frame and stream; Serve starts, watches,
+    scales and stops it.
+    """
+
+    async def __init__(self, plan: Plan) -> None:  # type: ignore[misc] # Serve awaits it
+        settings = plan.settings
+        context = serve.get_replica_context()
+        self._drain_s = settings.drain_s
+        self._telemetry = Telemetry.to(settings.otlp_endpoint, settings.otlp_interval_s)
+        # The vocabulary loads while the actors do.
+        self._stages, pieces = await asyncio.gather(
+            StageActors.start(
+                _stage(plan, settings.codec_threads),
+                _stage(plan, settings.threads_per_actor),
+                ActorOptions(plan.codec_options(), plan.engine_options(), plan.codec_options()),
+            ),
+            asyncio.to_thread(load_pieces, plan.nearest_checkpoint),
+        )
+        name = context.replica_id.unique_id
+        replica = Replica(
+            self._stages.encoder,
+            self._stages.converse,
+            self._stages.decoder,
+            slots=settings.slots,
+            tokenizer=pieces,
+            numerics_id=self._stages.numerics_id,
+            settings=ReplicaSettings(window_s=plan.window_s),
+            metrics=self._telemetry.frames(name),
+        )
+        config = HostConfig(
+            name=name,
+            node=ray.get_runtime_context().get_node_id(),
+            trunk_host=settings.trunk_host or _node_address(),
+            report_interval_s=settings.report_interval_s,
+            trunk=plan.trunk,
+        )
+        self._host = ReplicaHost(replica, RouterClient(plan.router), config)
+        self._replica = replica
+        await self._host.start()
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica when this raises."""
+        self._host.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What serving.autoscaling reads: busy slots here, callers waiting in the whole cluster."""
+        return {"busy": float(self._replica.busy), "waiting": float(self._host.waiting)}
+
+    async def __del__(self) -> None:
+        """Serve awaits this before it kills the process: conversations end in peace, for at most `drain_s`."""
+        if hasattr(self, "_host"):
+            await self._host.stop(self._drain_s)
+        if hasattr(self, "_stages"):
+            self._stages.kill()
+        if hasattr(self, "_telemetry"):
+            await asyncio.to_thread(self._telemetry.close)
+
+
+def _stage(plan: Plan, threads: int) -> StageConfig:
+    dtype = None if plan.settings.dtype == "auto" else plan.settings.dtype
+    return StageConfig(plan.settings.checkpoint, plan.settings.slots, plan.device, dtype, threads)
+
+
+def _node_address() -> str:
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray
