@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import copy_bandwidth, median_ms
-from graphs.backends import make_cache
+from graphs.backends import default_dtype, make_cache
 from graphs.codec import DecoderLane, EncoderLane
 from graphs.frame_step import GENERATED, Emit, FrameStep
 from graphs.kv_cache import KVCache, Span
@@ -175,10 +175,6 @@ class FrameBench:
 def default_contexts(lm: LMConfig) -> list[int]:
     """A call that has just begun, one half full, one whose window slides."""
     return [max(1, lm.window // 10), max(1, lm.window // 2), lm.window]
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def device_name(device: torch.device) -> str:

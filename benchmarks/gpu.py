@@ -23,7 +23,8 @@ from xml.etree import ElementTree
 
 import torch
 
-from benchmarks.frame import FrameBench, FrameRow, default_dtype, line, pick_device, shapes_of
+from benchmarks.frame import FrameBench, FrameRow, line, pick_device, shapes_of
+from graphs.backends import default_dtype
 
 NO_DEVICE = 2
 TESTS_LIMIT_S = 180.0

@@ -60,7 +60,8 @@ def frame(
 
     import torch
 
-    from benchmarks.frame import FrameBench, default_contexts, default_dtype, pick_device, shapes_of
+    from benchmarks.frame import FrameBench, default_contexts, pick_device, shapes_of
+    from graphs.backends import default_dtype
 
     try:
         chosen = pick_device(device)
