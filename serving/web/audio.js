@@ -2,6 +2,7 @@
 
 export const FRAME_MS = 80;
 const START_MS = 120; // wait for this much before playing: the network's jitter
+const MOST_MS = 240; // and for this much where it jitters more
 
 // Without echo cancellation a duplex model hears, and interrupts, itself.
 const CONSTRAINTS = {
@@ -65,7 +66,7 @@ export async function openAudio({ rate, onFrame, onYourPeak, onAgentPeak, onGap 
     const speaker = new AudioWorkletNode(out, "speaker", {
       numberOfInputs: 0,
       outputChannelCount: [1],
-      processorOptions: { startMs: START_MS },
+      processorOptions: { startMs: START_MS, mostMs: MOST_MS },
     });
     let bufferedMs = 0;
     speaker.port.onmessage = ({ data }) => {

@@ -49,12 +49,14 @@ class Microphone extends AudioWorkletProcessor {
   }
 }
 
-// Takes Float32Arrays, starts when `startMs` of them are there and starts over after running dry. What never gets
-// below `startMs` for two seconds is delay for nothing, and is skipped: a late frame costs one gap, not a slow call.
+// Takes Float32Arrays and starts when `startMs` of them are there. Running dry is a gap, and makes it wait for more
+// from then on, up to `mostMs`: the network shakes that much. What has not been needed for two seconds is skipped.
 class Speaker extends AudioWorkletProcessor {
-  constructor({ processorOptions }) {
+  constructor({ processorOptions: { startMs, mostMs } }) {
     super();
-    this.start = (sampleRate * processorOptions.startMs) / 1000;
+    this.least = (sampleRate * startMs) / 1000;
+    this.most = (sampleRate * mostMs) / 1000;
+    this.start = this.least;
     this.window = sampleRate * 2;
     this.queue = [];
     this.offset = 0; // into the first of them
@@ -72,15 +74,16 @@ class Speaker extends AudioWorkletProcessor {
     this.buffered += sound.length;
     this.heard += sound.length;
     if (this.heard >= this.window) {
-      if (this.lowest > this.start) this.skip(this.lowest - this.start / 2);
+      if (this.lowest > this.least) this.catchUp();
       this.lowest = Infinity;
       this.heard = 0;
     }
     this.port.postMessage({ bufferedMs: (this.buffered / sampleRate) * 1000 });
   }
 
-  skip(samples) {
-    for (let left = Math.round(samples); left > 0; left--) this.next();
+  catchUp() {
+    for (let left = Math.round(this.lowest - this.least / 2); left > 0; left--) this.next();
+    this.start = this.least;
   }
 
   process(_, [output]) {
@@ -89,6 +92,7 @@ class Speaker extends AudioWorkletProcessor {
     for (let i = 0; i < out.length; i++) {
       if (this.playing && !this.buffered) {
         this.playing = false;
+        this.start = Math.min(this.start + this.least / 3, this.most);
         this.port.postMessage({ gap: true });
       }
       out[i] = this.playing ? this.next() : 0;
