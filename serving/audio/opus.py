@@ -107,8 +107,8 @@ class OpusDecoder:
 
     def __init__(self, rate_hz: int = RATE_HZ) -> None:
         """`rate_hz`: 8, 12, 16, 24 or 48 kHz; Opus decodes straight to it. Raises LibopusMissingError."""
+        self._state: Any = None  # first: close() runs even where the next line raises
         self._api = _api()
-        self._state: Any = None
         self._capacity = rate_hz * _LONGEST_PACKET_MS // 1000
         self._buffer = np.zeros(self._capacity, dtype=np.int16)
         self._out = self._buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int16))

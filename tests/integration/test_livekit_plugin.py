@@ -14,9 +14,9 @@ import pytest
 import soundfile
 
 from tests.chat_fakes import EchoServer, EchoTrunk, served
-from tests.livekit.plugin import NOT_SET_UP, PYTHON, converse
+from tests.livekit.plugin import NOT_SET_UP, SET_UP, converse
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason=NOT_SET_UP)
+pytestmark = pytest.mark.skipif(not SET_UP, reason=NOT_SET_UP)
 
 
 def speech(path: Path, seconds: float, rate: int = 48_000) -> Path:

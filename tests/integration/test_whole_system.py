@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from tests.browser import find_chromium, open_page
-from tests.livekit.plugin import NOT_SET_UP, PYTHON, converse
+from tests.livekit.plugin import NOT_SET_UP, SET_UP, converse
 from tests.real_server import Caller, call, serve
 
 SLOTS = 4
@@ -84,7 +84,7 @@ async def test_restart_takes_a_new_slot_and_begins_again(server: str, speech: Pa
     assert caller.audio == first
 
 
-@pytest.mark.skipif(not PYTHON.exists(), reason=NOT_SET_UP)
+@pytest.mark.skipif(not SET_UP, reason=NOT_SET_UP)
 async def test_livekits_plugin_holds_a_conversation(server: str, speech: Path) -> None:
     came = await converse(server, speech, "--seconds", "6", "--voice", "NATF2")
     assert came["errors"] == []

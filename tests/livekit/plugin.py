@@ -9,6 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-livekit/bin/python"
+SET_UP = (ROOT / ".venv-livekit/requirements.txt").exists()  # written last
 NOT_SET_UP = "LiveKit's plugin is not set up: run tests/livekit/setup.sh (480 MB, half a minute)"
 
 
