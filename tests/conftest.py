@@ -34,6 +34,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.fixturenames.insert(0, "no_task_left")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        import torch  # most test runs select none of these
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 def _ray_is_up() -> bool:
     ray: Any = sys.modules.get("ray")
     return bool(ray is not None and ray.is_initialized())
