@@ -3,8 +3,9 @@
     python -m benchmarks.peers --setup          # once: an environment of its own in .venv-peers
     .venv-peers/bin/python -m benchmarks.peers --slots 1 16
 
-The peer is moshi's batched LMGen at the same shape (dep_q = 8, fp32, no cfg: its most favourable reading), all weights
-random, default sampling on both sides, the context filled by real steps. Torch alone is needed beside it.
+The peer is moshi's batched LMGen at the same shape (dep_q = 8, fp32, no cfg: its most favourable reading), beside ours
+as it is served (bf16 weights and KV). All weights are random, sampling is the default on both sides, and the context is
+filled by real steps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.frame import SHAPES, random_lm
+from graphs.backends import default_dtype
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
 from models.config import AUDIO_CODEBOOKS, LMConfig
@@ -35,7 +37,9 @@ def set_up() -> None:
     """Creates the peers' environment; their own pins would pull in an older torch, hence --no-deps."""
     subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
     pip = [str(ENVIRONMENT / "bin" / "pip"), "install", "-q"]
-    subprocess.run([*pip, "torch==2.13.0", "numpy", "safetensors", "sentencepiece", "huggingface_hub"], check=True)
+    subprocess.run(
+        [*pip, "torch==2.13.0", "numpy", "numba==0.68.1", "safetensors", "sentencepiece", "huggingface_hub"], check=True
+    )
     subprocess.run([*pip, "--no-deps", "moshi==0.2.13", "einops==0.8.1"], check=True)
 
 
@@ -78,9 +82,9 @@ def moshi_step(config: LMConfig, slots: int) -> Callable[[], object]:
     return lambda: generator.step(codes)
 
 
-def our_engine(config: LMConfig, slots: int) -> SlotEngine:
+def our_engine(config: LMConfig, slots: int, dtype: torch.dtype) -> SlotEngine:
     """An engine whose every slot is live with an empty context."""
-    engine = SlotEngine(random_lm(config, torch.device("cpu"), torch.float32), slots)
+    engine = SlotEngine(random_lm(config, torch.device("cpu"), dtype), slots)
     column = np.zeros((1, 17), dtype=np.int16)
     prompt = Prompt(column, np.full(17, -2, dtype=np.int16), None, "")
     nobody = np.zeros((0, AUDIO_CODEBOOKS), dtype=np.int16)
@@ -119,16 +123,19 @@ def main() -> None:
     parser.add_argument("--setup", action="store_true", help="create .venv-peers and stop")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of our weights and KV; default: as served")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.setup:
         return set_up()
     torch.set_num_threads(arguments.threads)
     config = SHAPES["demo"][0]
+    cpu = torch.device("cpu")
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else default_dtype(cpu)
     rows = []
     with torch.inference_mode():
         for slots in arguments.slots:
-            ours, theirs = our_step(our_engine(config, slots)), moshi_step(config, slots)
+            ours, theirs = our_step(our_engine(config, slots, dtype)), moshi_step(config, slots)
             held = 0
             for context in (config.window // 4, config.window):
                 fill(ours, context - held)
