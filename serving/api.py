@@ -84,7 +84,9 @@ def _add_lists(api: FastAPI, parts: IngressParts) -> None:
     @api.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
         parts.tenants.authenticate(request.headers, request.query_params)
-        model = {"id": parts.catalog.model, "object": "model", "owned_by": "nvidia", "trained": parts.catalog.trained}
+        name = parts.catalog.model
+        owner = name.split("/")[0] if "/" in name else "personaplex-serving"  # a repository's owner, or ours
+        model = {"id": name, "object": "model", "owned_by": owner, "trained": parts.catalog.trained}
         return page_of([model], after=None, limit=1)
 
     @api.get("/v1/voices")
