@@ -328,7 +328,9 @@ class Conversation:
         elif isinstance(message, Ready):
             if self._ready is None:
                 self._ready = message
-                self._credit_at_s = self._last_input_s = self._clock.now()
+                self._last_input_s = self._clock.now()
+                # Credit has run since the call was opened: what was said meanwhile is heard at once. A client that
+                # waits for the prompt with its audio queued (LiveKit's plugin) would stay that late for good.
                 self.journal.begin(message.prompt_hash, message.prompt_frames, self._numerics_id)
                 self._trace.start("live")
         elif isinstance(message, Failed):

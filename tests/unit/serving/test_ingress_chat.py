@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
 
@@ -71,6 +72,19 @@ async def test_what_was_said_before_the_prompt_was_in_is_heard() -> None:
         await client.live()
         for _ in range(8):
             await client.hear_kind(1)
+
+
+async def test_what_was_said_meanwhile_is_no_delay_for_the_rest_of_the_call() -> None:
+    """LiveKit's plugin keeps its audio back until the prompt is in, and then sends it in one go."""
+    server = EchoServer(trunk=EchoTrunk(prompt_s=1.0))
+    async with server.call(PCM) as client:
+        await client.live()
+        started_s = asyncio.get_running_loop().time()
+        for _ in range(12):
+            client.say(said())
+        for _ in range(12):
+            await client.hear_kind(1)
+        assert asyncio.get_running_loop().time() - started_s < 0.3  # 0.56 at the pace of a microphone
 
 
 async def test_ping_is_answered_even_while_the_prompt_is_built() -> None:
