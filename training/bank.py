@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.folders import state_folder
 from training.kokoro import RATE, Kokoro, Utterance, Word
 from training.roles import Split, role_names
 from training.script import AGENT_VOICES, USER_VOICES, Plan, speech_of, write_script
-from training.state import state_folder
 
 _USER_SPEEDS = (0.9, 1.0, 1.1, 1.2)
 PLANS = {

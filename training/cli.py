@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from training.folders import FROZEN, REPOSITORY, Log, state_folder
 from training.setup_env import VENV
-from training.state import REPOSITORY, Log, state_folder
 
 app = typer.Typer(
     name="train",
@@ -66,21 +65,21 @@ def gates(minutes: Annotated[float, typer.Option(help="Minutes of held-out speec
 
 @app.command()
 def freeze(force: Annotated[bool, typer.Option(help="Freeze a codec that has not passed.")] = False) -> None:
-    """Make the codec as it is now the one that dialogues are encoded with."""
-    source, target = state_folder() / "codec", state_folder() / "codec-frozen"
-    verdict = source / "gates.json"
+    """Fix the codes as they are now: dialogues are encoded with them, and `train codec` teaches their decoder alone."""
+    folder = state_folder() / "codec"
+    verdict = folder / "gates.json"
     if not force and not (verdict.exists() and json.loads(verdict.read_text(encoding="utf-8"))["passed"]):
         raise typer.BadParameter("this codec has not passed its gates: `personaplex train gates`, or --force")
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)
-    typer.echo(f"frozen: {target}")
+    (folder / FROZEN).touch()
+    typer.echo(f"frozen: {folder}. A codec that is training notices when it is started again")
 
 
 @app.command()
 def codes(plan: PlanName = "first", dialogues: Dialogues = 600) -> None:
     """Encode the dialogues with the frozen codec."""
-    frozen = str(state_folder() / "codec-frozen")
-    _stage("codes", "--plan", plan, "--dialogues", str(dialogues), "--codec", frozen, heavy=True)
+    if not (state_folder() / "codec" / FROZEN).exists():
+        raise typer.BadParameter("the codec still changes: `personaplex train freeze` first")
+    _stage("codes", "--plan", plan, "--dialogues", str(dialogues), heavy=True)
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 The model is the served one (models/mimi.py). Phase one is reconstruction: log-mel at four scales and waveform L1,
 codebooks by moving averages, half the crops unquantised as the published Mimi has it, the first codebook distilled
-from a speech encoder. Phase two adds discriminators. Runs on torch, numpy and safetensors alone.
+from a speech encoder. Phase two adds discriminators. After `personaplex train freeze` the
+codes stay as they are and only their way back to sound goes on learning, so a language model can learn them
+meanwhile. Runs on torch, numpy and safetensors alone.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from training.adversarial import Discriminators, discriminator_loss, generator_l
 from training.codec_data import CodecBatch, PackedSpeech, batches, draw
 from training.codec_losses import MelLoss
 from training.codec_model import CodecTrainer
+from training.folders import FROZEN, Log, state_folder
 from training.optim import adamw, learning_rate, pack_moments, unpack_moments, without_moments
 from training.piece import Piece, progress, start
-from training.state import Log, load_state, save_state, state_folder
+from training.state import load_state, save_state
 
 _FIRST_LATENTS = 48  # batches the codebooks' first entries are drawn from
 _BETAS = (0.8, 0.99)
@@ -62,10 +65,16 @@ PRESETS = {
 class CodecRun:
     """Model, discriminators and optimizers of one run, and how far it is."""
 
-    def __init__(self, preset: CodecPreset, speech: PackedSpeech, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, preset: CodecPreset, speech: PackedSpeech, device: torch.device, seed: int, *, frozen: bool = False
+    ) -> None:
+        """frozen: the codes stay as they are (a language model learns them), and every crop goes through them."""
         torch.manual_seed(seed)
+        self.frozen = frozen
         self.preset, self.speech, self.device, self.seed, self.step = preset, speech, device, seed, 0
         self.trainer = CodecTrainer(codec_model.CONFIG, speech.features).to(device)
+        if frozen:
+            self.trainer.freeze_hearing()
         self.judge = Discriminators().to(device)
         self.mel = MelLoss().to(device)
         self.optimizer = adamw(self.trainer, betas=_BETAS, weight_decay=1e-3)
@@ -111,7 +120,8 @@ class CodecRun:
         quantised = None
         if self.step >= preset.quantise_from:
             self._begin_codebooks()
-            quantised = (torch.rand(len(batch.audio), generator=self._generator) < 0.5).to(self.device)
+            share = 1.0 if self.frozen else 0.5
+            quantised = (torch.rand(len(batch.audio), generator=self._generator) < share).to(self.device)
         # bf16 everywhere: on a CPU it was a tenth faster, and fp32 no better.
         output, seen = self.trainer(batch.audio, quantised, half=True)
         losses = self._reconstruction(output, seen, batch)
@@ -123,7 +133,7 @@ class CodecRun:
         norm = nn.utils.clip_grad_norm_(self.trainer.parameters(), 5.0)
         self.optimizer.step()
         figures = {name: float(value.detach()) for name, value in losses.items()} | {"grad": float(norm)}
-        if seen is not None:
+        if seen is not None and not self.frozen:
             figures["dead"] = codebooks.update(self.trainer.mimi.quantizer, seen, self._generator)
         self.step += 1
         return figures
@@ -140,7 +150,7 @@ class CodecRun:
 
     def _reconstruction(self, output: Tensor, seen: Quantized | None, batch: CodecBatch) -> dict[str, Tensor]:
         losses = {"mel": self.mel(output, batch.audio), "wave": F.l1_loss(output, batch.audio)}
-        if seen is not None:
+        if seen is not None and not self.frozen:
             commit = [F.mse_loss(value, entry) for value, entry in zip(seen.inputs, seen.entries, strict=True)]
             losses["commit"] = torch.stack(commit).mean()
             losses["semantic"] = self.trainer.semantic_loss(seen, batch)
@@ -188,7 +198,7 @@ class CodecRun:
 def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: torch.device, seed: int = 5) -> None:
     """One piece of the run: resumes from `folder`, trains until the piece is over, leaves state and log there."""
     speech, unseen, log = PackedSpeech(pcm, "train"), PackedSpeech(pcm, "val"), Log(folder / "log.jsonl")
-    run = CodecRun(preset, speech, device, seed)
+    run = CodecRun(preset, speech, device, seed, frozen=(folder / FROZEN).exists())
     run.load(folder)
     run.trainer.train()
     ticked, audio_s = time.monotonic(), 0.0

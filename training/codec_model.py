@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,25 @@ CONFIG = dataclasses.replace(
 )
 
 
+# What decides the codes. Once a language model learns them, these stay as they are, and only what turns codes back
+# into sound goes on learning.
+_HEARING = ("encoder.", "encoder_transformer.", "downsample.")
+
+
+def hears(name: str) -> bool:
+    """Whether a tensor of Mimi's decides which codes come out."""
+    return name.startswith(_HEARING) or "input_proj" in name or "_codebook." in name
+
+
+def hearing_digest(weights: Mapping[str, Tensor]) -> str:
+    """A hash of what decides the codes, at the precision it ships in; weights by Mimi's names."""
+    content = hashlib.blake2b(digest_size=8)
+    for name in sorted(filter(hears, weights)):
+        content.update(name.encode())
+        content.update(weights[name].detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
 class CodecTrainer(nn.Module):
     """The codec and what training adds to it: a projection for distillation."""
 
@@ -36,6 +57,12 @@ class CodecTrainer(nn.Module):
         for codebook in self.mimi.quantizer.codebooks():
             codebook._initialized.zero_()
         self.semantic = nn.Conv1d(config.seanet.dimension, features, 1)
+
+    def freeze_hearing(self) -> None:
+        """Leaves the codes as they are from now on: only the way back to sound learns."""
+        for name, parameter in self.mimi.named_parameters():
+            parameter.requires_grad_(not hears(name))
+        self.semantic.requires_grad_(False)
 
     def forward(self, audio: Tensor, quantised: Tensor | None, *, half: bool) -> tuple[Tensor, Quantized | None]:
         """audio [batch, samples] → reconstruction [batch, samples] fp32 and what the quantizer saw.

@@ -24,12 +24,13 @@ from models.demo_checkpoint import TOKENIZER, constant_codes
 from models.mimi import Mimi
 from models.tokenizer import TextTokenizer
 from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank, read_pcm
-from training.codec_model import CONFIG
+from training.codec_model import CONFIG, hearing_digest
 from training.dialogues import dialogue_path, load_description
+from training.folders import state_folder, write_json
 from training.kokoro import Word
 from training.roles import Split, load_common
 from training.script import AGENT_VOICES
-from training.state import load_state, state_folder, write_json
+from training.state import load_state
 from training.text_stream import text_stream
 
 _PER_SHARD = 100
@@ -37,7 +38,7 @@ _VOICE_FRAMES = (38, 75)  # a voice prompt takes 3 to 6 s
 
 
 def load_codec(folder: Path) -> tuple[Mimi, int]:
-    """The codec as trained so far, and its step. Raises FileNotFoundError if there is none."""
+    """The codec as trained so far, as precise as it ships, and its step. Raises FileNotFoundError if there is none."""
     saved = load_state(folder)
     if saved is None:
         raise FileNotFoundError(f"{folder} has no codec: run `python -m training.codec` first")
@@ -108,12 +109,12 @@ def main() -> None:
     torch.set_num_threads(1)
     mimi, step = load_codec(arguments.codec)
     folder: Path = arguments.folder
-    about = folder / "about.json"
-    if about.exists() and json.loads(about.read_text())["codec_step"] != step:
+    about, digest = folder / "about.json", hearing_digest(mimi.state_dict())
+    if about.exists() and json.loads(about.read_text())["hearing"] != digest:
         print(f"codes of another codec in {folder}: starting anew with step {step}")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(about, {"codec_step": step, "plan": arguments.plan})
+    write_json(about, {"hearing": digest, "codec_step": step, "plan": arguments.plan})
     tokenizer, bank = TextTokenizer(TOKENIZER), Bank()
     save_file(encode_voices(mimi, bank), folder / "voices.safetensors")
     sides: tuple[tuple[Split, int], ...] = (("held_out", HELD_OUT_DIALOGUES), ("train", arguments.dialogues))

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from models.config import FRAME_SAMPLES
 from training.augment import Audio, coloured_noise, convolve, decibels, limited, microphone, room_response
 from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank
+from training.folders import state_folder, write_json
 from training.kokoro import RATE
 from training.roles import Split
 from training.script import Plan, Script, speech_of, write_script
-from training.state import state_folder, write_json
 from training.timeline import FADE_S, Placed, Timeline, lay_out
 
 _PER_FOLDER = 200

@@ -19,9 +19,10 @@ from models.demo_checkpoint import TOKENIZER
 from models.voices import write_codes
 from training import codec_model, lm
 from training.codes import load_codec
+from training.folders import state_folder
 from training.optim import without_moments
 from training.script import AGENT_VOICES
-from training.state import load_state, state_folder
+from training.state import load_state
 
 # Published names, so that clients written for the published server find a voice; the voices are Kokoro's.
 VOICE_NAMES = {
@@ -40,11 +41,9 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[
     if saved is None:
         raise FileNotFoundError(f"{lm_folder} has no language model: run `python -m training.lm` first")
     mimi, codec_step = load_codec(codec_folder)
-    encoded_with = json.loads((codes / "about.json").read_text(encoding="utf-8"))["codec_step"]
-    if encoded_with != codec_step:
-        raise ValueError(
-            f"the language model learnt the codec of step {encoded_with}, {codec_folder} is at {codec_step}"
-        )
+    encoded_with = json.loads((codes / "about.json").read_text(encoding="utf-8"))
+    if encoded_with["hearing"] != codec_model.hearing_digest(mimi.state_dict()):
+        raise ValueError(f"the language model learnt other codes than those of {codec_folder}, step {codec_step}")
     weights = {name.removeprefix("model."): tensor for name, tensor in without_moments(saved[0]).items()}
     voices = load_file(codes / "voices.safetensors")
     out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=state_folder() / "export")
     parser.add_argument("--lm", type=Path, default=state_folder() / "lm")
-    parser.add_argument("--codec", type=Path, default=state_folder() / "codec-frozen")
+    parser.add_argument("--codec", type=Path, default=state_folder() / "codec")
     parser.add_argument("--codes", type=Path, default=state_folder() / "codes")
     arguments = parser.parse_args()
     print(export(arguments.lm, arguments.codec, arguments.codes, arguments.out), "→", arguments.out)

@@ -26,8 +26,8 @@ from training.bank import Bank, read_pcm
 from training.codebooks import use_of
 from training.codec_model import CONFIG
 from training.codes import load_codec
+from training.folders import state_folder, write_json
 from training.pack import is_validation
-from training.state import state_folder, write_json
 
 WORD_ERRORS_AT_MOST = 0.10
 SIMILARITY_AT_LEAST = 0.80

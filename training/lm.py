@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from models.config import AUDIO_CODEBOOKS, FRAMES_PER_S, TEXT_PAD, LMConfig
 from models.demo_checkpoint import LM
 from models.lm import LanguageModel
+from training.folders import Log, state_folder
 from training.lm_data import EncodedDialogues, LMBatch, Weights, batches, draw
 from training.lm_forward import Logits, forward, initialise
 from training.optim import adamw, learning_rate, pack_moments, unpack_moments, without_moments
 from training.piece import Piece, progress, start
-from training.state import Log, load_state, save_state, state_folder
+from training.state import load_state, save_state
 
 CONFIG: LMConfig = dataclasses.replace(LM)
 _FIGURES = ("text", "words", "semantic", "acoustic")

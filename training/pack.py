@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from models.config import FRAME_SAMPLES
 from training.bank import Bank, read_pcm
+from training.folders import state_folder, write_json
 from training.script import HELD_OUT_USER_VOICE
-from training.state import state_folder, write_json
 
 WINDOW_FRAMES = 375  # Whisper hears 30 s at a time
 SHARD_FRAMES = 10 * WINDOW_FRAMES  # five minutes, 14.4 MB

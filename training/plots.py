@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from training.state import Log, state_folder
+from training.folders import Log, state_folder
 
 _PANELS = {
     "codec": (("mel", "val_mel"), ("semantic",), ("wave", "commit"), ("val_use_min", "val_use_first")),

@@ -22,7 +22,7 @@ from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, SAMPLE_RATE
 from training.bank import HELD_OUT_DIALOGUES, PLANS, read_pcm
 from training.dialogues import dialogue_path, load_description
 from training.export import VOICE_NAMES
-from training.state import state_folder
+from training.folders import state_folder
 
 _AGENT = slice(1, 1 + AUDIO_CODEBOOKS)
 

@@ -1,9 +1,8 @@
-"""Where training keeps what it makes, and the small files every stage writes: JSON, JSON lines, sharded tensors."""
+"""A run's resume state: tensors in small shards, and a JSON that names them."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,40 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from training.folders import write_json
+
 SHARD_BYTES = 15 << 20  # a shard stays below 16 MB, whatever carries it elsewhere
 TOTAL_BYTES = 64 << 20
-
-
-def state_folder() -> Path:
-    """`.state/` of the checkout, or PERSONAPLEX_TRAINING_STATE; ignored by git."""
-    return Path(os.environ.get("PERSONAPLEX_TRAINING_STATE", REPOSITORY / ".state"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    temporary.replace(path)
-
-
-class Log:
-    """Figures of a run, one JSON object a line; appended to by every piece of the run."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-
-    def write(self, **figures: float | int | str) -> None:
-        line = {"time": round(time.time(), 1), **figures}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def read(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

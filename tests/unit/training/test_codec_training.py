@@ -15,8 +15,9 @@ from training import codebooks, codec, codec_model
 from training.adversarial import Discriminators, discriminator_loss, generator_losses
 from training.codec_data import PackedSpeech, draw
 from training.codec_losses import MelLoss, mel_filters
+from training.folders import FROZEN, Log
 from training.piece import Piece
-from training.state import Log, load_state
+from training.state import load_state
 
 TINY = MimiConfig(
     seanet=SeanetConfig(dimension=16, n_filters=2),
@@ -132,6 +133,32 @@ class TestTrainer:
         rows = Log(folder / "log.jsonl").read()
         assert rows[-1]["val_mel"] > 0.0
         assert {"mel", "wave", "commit", "semantic", "judge", "fooled", "features"} <= rows[-2].keys()
+
+    def test_once_frozen_the_codes_stay_and_the_decoder_learns(
+        self, pcm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(codec_model, "CONFIG", TINY)
+        preset = codec.CodecPreset(
+            batch=2, frames=6, steps=8, peak=1e-3, adversarial_from=99, warmup=2, quantise_from=2, validate_every=99
+        )
+        folder, cpu = tmp_path / "run", torch.device("cpu")
+        codec.train(preset, folder, pcm, Piece(0.0), cpu)
+        before = load_state(folder)
+        (folder / FROZEN).touch()
+        codec.train(dataclasses.replace(preset, steps=14), folder, pcm, Piece(0.0), cpu)
+        after = load_state(folder)
+        assert before is not None
+        assert after is not None
+
+        def weights(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {n.removeprefix("mimi."): t for n, t in tensors.items() if n.startswith("mimi.")}
+
+        old, new = weights(before[0]), weights(after[0])
+        assert codec_model.hearing_digest(old) == codec_model.hearing_digest(new)
+        changed = {name for name in old if not torch.equal(old[name], new[name])}
+        assert any(name.startswith("decoder.") for name in changed)
+        assert any("output_proj" in name for name in changed)
+        assert not any(codec_model.hears(name) for name in changed)
 
 
 class TestAdversarial:

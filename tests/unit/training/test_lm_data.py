@@ -17,11 +17,12 @@ from models.lm import LanguageModel
 from models.prompt import build_prompt
 from models.voices import VoicePrompt
 from training import lm
+from training.folders import Log
 from training.kokoro import Word
 from training.lm_data import EncodedDialogues, Item, Weights, collate, columns_of, draw
 from training.lm_forward import Logits, initialise
 from training.piece import Piece
-from training.state import Log, load_state
+from training.state import load_state
 from training.text_stream import text_stream
 
 TINY = LMConfig(
