@@ -70,7 +70,9 @@ def freeze(force: Annotated[bool, typer.Option(help="Freeze a codec that has not
     verdict = folder / "gates.json"
     if not force and not (verdict.exists() and json.loads(verdict.read_text(encoding="utf-8"))["passed"]):
         raise typer.BadParameter("this codec has not passed its gates: `personaplex train gates`, or --force")
-    (folder / FROZEN).touch()
+    if not (folder / FROZEN).exists():
+        step = json.loads((folder / "state.json").read_text(encoding="utf-8"))["step"]
+        (folder / FROZEN).write_text(f"{step}\n", encoding="utf-8")
     typer.echo(f"frozen: {folder}. A codec that is training notices when it is started again")
 
 

@@ -42,7 +42,9 @@ class CodecPreset:
     frames: int  # of a crop
     steps: int
     peak: float
-    adversarial_from: int  # step at which discriminators start to learn
+    adversarial_from: int | None  # step at which discriminators start to learn
+    decoder_steps: int = 20_000  # after freezing, with a schedule of their own
+    decoder_peak: float = 3e-4
     warmup: int = 500
     quantise_from: int = 400  # steps; before that the latent has no shape worth quantising
     judge_warmup: int = 500  # steps the discriminators learn alone before the codec listens to them
@@ -57,7 +59,7 @@ class CodecPreset:
 
 # On a CPU the discriminators would cost more than the codec: phase two is for a GPU.
 PRESETS = {
-    "cpu": CodecPreset(batch=4, frames=36, steps=40_000, peak=6e-4, adversarial_from=40_000),
+    "cpu": CodecPreset(batch=4, frames=36, steps=16_000, peak=6e-4, adversarial_from=None),
     "cuda": CodecPreset(batch=64, frames=48, steps=16_000, peak=1e-3, adversarial_from=8_000),
 }
 
@@ -66,14 +68,14 @@ class CodecRun:
     """Model, discriminators and optimizers of one run, and how far it is."""
 
     def __init__(
-        self, preset: CodecPreset, speech: PackedSpeech, device: torch.device, seed: int, *, frozen: bool = False
+        self, preset: CodecPreset, speech: PackedSpeech, device: torch.device, seed: int, frozen_at: int | None = None
     ) -> None:
-        """frozen: the codes stay as they are (a language model learns them), and every crop goes through them."""
+        """frozen_at: the step from which the codes stay as they are, and every crop goes through them."""
         torch.manual_seed(seed)
-        self.frozen = frozen
+        self.frozen_at = frozen_at
         self.preset, self.speech, self.device, self.seed, self.step = preset, speech, device, seed, 0
         self.trainer = CodecTrainer(codec_model.CONFIG, speech.features).to(device)
-        if frozen:
+        if self.frozen:
             self.trainer.freeze_hearing()
         self.judge = Discriminators().to(device)
         self.mel = MelLoss().to(device)
@@ -82,8 +84,23 @@ class CodecRun:
         self._generator = torch.Generator().manual_seed(seed)
 
     @property
+    def frozen(self) -> bool:
+        return self.frozen_at is not None
+
+    @property
+    def last_step(self) -> int:
+        return self.preset.steps if self.frozen_at is None else self.frozen_at + self.preset.decoder_steps
+
+    @property
     def judging(self) -> bool:
-        return self.step >= self.preset.adversarial_from
+        return self.preset.adversarial_from is not None and self.step >= self.preset.adversarial_from
+
+    def _rate(self) -> float:
+        preset = self.preset
+        if self.frozen_at is None:
+            return learning_rate(self.step, peak=preset.peak, warmup=preset.warmup, total=preset.steps)
+        since = self.step - self.frozen_at
+        return learning_rate(since, peak=preset.decoder_peak, warmup=preset.warmup, total=preset.decoder_steps)
 
     def load(self, folder: Path) -> None:
         """Goes on from the state in `folder`, if there is one."""
@@ -115,7 +132,7 @@ class CodecRun:
         """One step on one batch. Returns the losses it saw."""
         preset = self.preset
         for group in (*self.optimizer.param_groups, *self.judge_optimizer.param_groups):
-            group["lr"] = learning_rate(self.step, peak=preset.peak, warmup=preset.warmup, total=preset.steps)
+            group["lr"] = self._rate()
         batch = CodecBatch(*(tensor.to(self.device) for tensor in batch))
         quantised = None
         if self.step >= preset.quantise_from:
@@ -170,7 +187,7 @@ class CodecRun:
         nn.utils.clip_grad_norm_(self.judge.parameters(), 1.0)
         self.judge_optimizer.step()
         losses["judge"] = judged
-        if self.step < self.preset.adversarial_from + self.preset.judge_warmup:
+        if self.step < (self.preset.adversarial_from or 0) + self.preset.judge_warmup:
             return torch.zeros((), device=self.device)
         self.judge.requires_grad_(False)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -198,20 +215,21 @@ class CodecRun:
 def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: torch.device, seed: int = 5) -> None:
     """One piece of the run: resumes from `folder`, trains until the piece is over, leaves state and log there."""
     speech, unseen, log = PackedSpeech(pcm, "train"), PackedSpeech(pcm, "val"), Log(folder / "log.jsonl")
-    run = CodecRun(preset, speech, device, seed, frozen=(folder / FROZEN).exists())
+    marker = folder / FROZEN
+    run = CodecRun(preset, speech, device, seed, int(marker.read_text()) if marker.exists() else None)
     run.load(folder)
     run.trainer.train()
     ticked, audio_s = time.monotonic(), 0.0
     stream = batches(speech, preset.batch, preset.frames, seed, run.step)
     for batch in stream:
-        if run.step >= preset.steps or piece.over():
+        if run.step >= run.last_step or piece.over():
             break
         figures = run.learn(batch)
         audio_s += preset.batch * preset.frames * FRAME_SAMPLES / SAMPLE_RATE
         if run.step % 20 == 0:
             rate = audio_s / (time.monotonic() - ticked)
             log.write(step=run.step, audio_per_s=round(rate, 2), **figures)
-            progress(run.step, preset.steps, f"{rate:.1f} x real time", figures)
+            progress(run.step, run.last_step, f"{rate:.1f} x real time", figures)
             ticked, audio_s = time.monotonic(), 0.0
         if run.step % preset.validate_every == 0 and run.step >= preset.quantise_from:
             log.write(step=run.step, **run.validate(unseen))
@@ -219,7 +237,7 @@ def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: to
             run.save(folder)
     stream.close()
     run.save(folder)
-    print(f"\nat step {run.step} of {preset.steps}; state in {folder}", flush=True)
+    print(f"\nat step {run.step} of {run.last_step}; state in {folder}", flush=True)
 
 
 def main() -> None:

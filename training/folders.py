@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FROZEN = "frozen"  # a file of this name in the codec's folder says that its codes may not change any more
+FROZEN = "frozen"  # a file of this name in the codec's folder says since which step its codes may not change
 
 
 def state_folder() -> Path:
