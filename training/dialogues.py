@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def describe(script: Script, timeline: Timeline) -> dict[str, Any]:
         "user_voice": script.user_voice,
         "enrolment": script.enrolment,
         "seconds": round(timeline.seconds, 3),
-        "facts": [list(fact) for fact in script.facts],
+        "facts": [asdict(fact) for fact in script.facts],
         "events": [
             {
                 "speaker": item.speaker,

@@ -119,6 +119,11 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return _ARTICLE.sub(r"\1n", text)
 
 
+def slots_of(template: str) -> list[str]:
+    """The slots a template has places for, in order."""
+    return _SLOT.findall(template)
+
+
 @functools.cache
 def load_common() -> Common:
     raw = tomllib.loads((DATA / "common.toml").read_text(encoding="utf-8"))
@@ -139,7 +144,7 @@ def load_role(name: str) -> Role:
         slots=slots,
         stories=bool(raw.get("stories", False)),
     )
-    unknown = {slot for line in lines_of(role) for slot in _SLOT.findall(line)} - slots.keys() - {"facts"}
+    unknown = {slot for line in lines_of(role) for slot in slots_of(line)} - slots.keys() - {"facts"}
     if unknown:
         raise ValueError(f"role {name} uses slots that have no values: {', '.join(sorted(unknown))}")
     return role
@@ -177,11 +182,11 @@ def instantiate(role: Role, split: Split, rng: np.random.Generator) -> Instance:
                 rest = [option for option in role.slots[exchange.distinct] if option not in used]
                 own[exchange.distinct] = rest[int(rng.integers(len(rest)))]
                 used.append(own[exchange.distinct])
-                for slot in _SLOT.findall(exchange.fact):
+                for slot in slots_of(exchange.fact):
                     if slot != exchange.distinct:
                         own[slot] = choose(role.slots[slot], split, rng)
             elif exchange.fact:
-                for slot in _SLOT.findall(exchange.fact):
+                for slot in slots_of(exchange.fact):
                     if slot in told:
                         own[slot] = choose(role.slots[slot], split, rng)
                     told.add(slot)

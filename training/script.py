@@ -12,7 +12,18 @@ from typing import Literal
 
 import numpy as np
 
-from training.roles import Common, FilledExchange, Instance, Split, choose, fill, instantiate, load_common, load_role
+from training.roles import (
+    Common,
+    FilledExchange,
+    Instance,
+    Split,
+    choose,
+    fill,
+    instantiate,
+    load_common,
+    load_role,
+    slots_of,
+)
 
 Speaker = Literal["agent", "user", "aside"]
 Kind = Literal["turn", "interruption", "backchannel", "aside"]
@@ -49,6 +60,15 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """A question whose answer stands in the role's prompt."""
+
+    question: str
+    answer: str  # as the script has it
+    expected: tuple[str, ...]  # what any right answer says ("four fifty"); empty where the prompt has no answer
+
+
+@dataclass(frozen=True)
 class Script:
     """A dialogue before it is spoken. Voices are Kokoro's names."""
 
@@ -61,7 +81,7 @@ class Script:
     aside_voice: str
     enrolment: str  # what the voice prompt says
     turns: tuple[Turn, ...]
-    facts: tuple[tuple[str, str], ...]  # (question as asked, right answer), for judging
+    facts: tuple[Fact, ...]  # for judging
 
 
 @dataclass(frozen=True)
@@ -97,7 +117,7 @@ def write_script(plan: Plan, split: Split, index: int) -> Script:
 class _Writer:
     def __init__(self, instance: Instance, common: Common, split: Split, rng: np.random.Generator) -> None:
         self.turns: list[Turn] = []
-        self.facts: list[tuple[str, str]] = []
+        self.facts: list[Fact] = []
         self._instance, self._common, self._split, self._rng = instance, common, split, rng
         self._values: Mapping[str, str] = instance.values
 
@@ -138,7 +158,9 @@ class _Writer:
         listening = self._instance.role.stories and question.count("|") >= 1
         self._question(question, listening)
         if exchange.fact:
-            self.facts.append((question.replace("| ", ""), answer))
+            known = [values[slot] for slot in slots_of(exchange.fact) if answers is exchange.answer]
+            asked = question.replace("| ", "")
+            self.facts.append(Fact(asked, answer, tuple(value for value in known if value not in asked)))
         self._agent(answer)
         if len(answer.split()) >= 9 and queue and self._chance(0.3):
             self._interrupt()

@@ -102,7 +102,10 @@ class TestScript:
     def test_facts_are_asked_and_answered(self) -> None:
         told = [fact for number in range(12) for fact in write_script(WIDE, "train", number).facts]
         assert told
-        assert all("|" not in question and "{" not in answer for question, answer in told)
+        assert all("|" not in fact.question and "{" not in fact.answer for fact in told)
+        assert all(value in fact.answer for fact in told for value in fact.expected)
+        assert any(fact.expected for fact in told)
+        assert not any(value in fact.question for fact in told for value in fact.expected)
 
 
 class TestBankNeeds:
