@@ -113,6 +113,8 @@ class ColumnCache(KVCache):
     Raises ValueError for a head size that the passes of eight do not divide, and for other dtypes.
     """
 
+    position_axis = 3
+
     def __init__(self, config: LMConfig, slots: int, tile: int, *, dtype: torch.dtype) -> None:
         if config.head_dim % 8:
             raise ValueError(f"compiled attention needs heads of a multiple of 8 numbers, not {config.head_dim}")

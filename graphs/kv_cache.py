@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from models.config import LMConfig
@@ -32,6 +33,19 @@ class Span:
         return self.first + self.count - 1
 
 
+@dataclass(frozen=True)
+class KVPart:
+    """Keys and values of a ring's positions 0 … frames - 1, laid out as in the cache they come from."""
+
+    frames: int
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.keys.numel() * self.keys.element_size() + self.values.numel() * self.values.element_size()
+
+
 class KVCache(ABC):
     """A ring of `capacity` keys and values a layer, slot and head; how they lie in memory is the backend's choice.
 
@@ -43,6 +57,7 @@ class KVCache(ABC):
 
     keys: Tensor
     values: Tensor
+    position_axis = 2  # of keys[:, slot] and values[:, slot], if these are [layers, heads, capacity, head_dim]
 
     def __init__(self, config: LMConfig, slots: int, tile: int) -> None:
         self.window = config.window
@@ -56,6 +71,28 @@ class KVCache(ABC):
     @property
     def bytes_per_slot(self) -> int:
         return 2 * self.keys[:, 0].numel() * self.keys.element_size()
+
+    def bytes_of(self, frames: int) -> int:
+        """What `read` of so many frames takes."""
+        return self.bytes_per_slot // self.capacity * frames
+
+    @torch.inference_mode()
+    def read(self, slot: int, frames: int) -> KVPart:
+        """A copy of a slot's first positions on the cache's device. Raises ValueError beyond the ring's capacity."""
+        if not 0 < frames <= self.capacity:
+            raise ValueError(f"a ring of {self.capacity} positions has no first {frames}")
+        keys, values = (ring[:, slot].narrow(self.position_axis, 0, frames) for ring in (self.keys, self.values))
+        return KVPart(
+            frames,
+            keys.clone(memory_format=torch.contiguous_format),
+            values.clone(memory_format=torch.contiguous_format),
+        )
+
+    @torch.inference_mode()
+    def write(self, slot: int, part: KVPart) -> None:
+        """Puts what `read` gave into a slot's first positions. Raises RuntimeError if it is another model's."""
+        for ring, content in ((self.keys, part.keys), (self.values, part.values)):
+            ring[:, slot].narrow(self.position_axis, 0, part.frames).copy_(content)
 
     def snapshot(self, slot: int) -> dict[str, Tensor]:
         """A copy of one slot on the CPU: keys and values [layers, heads, …]."""

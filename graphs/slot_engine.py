@@ -1,22 +1,26 @@
-"""The slot engine: which slot reads which column next, prompts prefilled beside live frames.
+"""The slot engine: which slot reads which column next, prompts and journals prefilled beside live frames.
 
-Slots are plain numbers here; who owns one, and in which order frames may come, is the business of `actors`.
+Slots are plain numbers here; who owns one, and in which order frames may come, is the business of `actors`. A slot's
+keys lie in a ring of the cache; an anchor gives it another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from graphs.anchors import AnchorPolicy
 from graphs.backends import make_cache
+from graphs.conversation import Conversation, Fill, check_past
 from graphs.frame_step import GENERATED, Emit, FrameStep, Override
 from graphs.kv_cache import Span
-from graphs.stages import Codes, Sampling
-from models.config import AUDIO_CODEBOOKS, STREAMS, UNGENERATED
+from graphs.prefill_budget import LEAST_ROWS, PrefillBudget, share
+from graphs.prefix_cache import PrefixCache, PrefixOwners
+from graphs.stages import Past, Sampling
+from models.config import STREAMS
 from models.lm import LanguageModel
 from models.prompt import USER, Prompt, Tokens, next_column
 
@@ -27,55 +31,101 @@ class StepOut(NamedTuple):
     """tokens [n, 9]: text and agent codes of the frames just heard; journal [n, 17]: the columns read.
 
     ready: slots whose prompt is now in the cache; pending: slots still being prefilled.
+    next_columns [n, 17]: the columns begun, -2 where the next frame will tell.
+    first_rows [n] int32: the oldest frame whose column a rebuild needs, 0 before the first anchor.
     """
 
     tokens: npt.NDArray[np.int16]
     journal: npt.NDArray[np.int16]
     ready: tuple[int, ...]
     pending: int
+    next_columns: npt.NDArray[np.int16]
+    first_rows: npt.NDArray[np.int32]
 
 
-@dataclass
-class _Conversation:
-    """What one slot knows between steps."""
+class _Batch:
+    """The rows of one step, and what is drawn from them."""
 
-    prompt: Prompt
-    sampling: Sampling
-    seed: int
-    position: int = 0  # the next column to read
-    pending: Tokens = field(default_factory=lambda: np.full(STREAMS, UNGENERATED, dtype=np.int16))
-    user_before: Codes = field(default_factory=lambda: np.zeros(AUDIO_CODEBOOKS, dtype=np.int16))
+    def __init__(self) -> None:
+        self.rows: list[Tokens] = []
+        self.spans: list[Span] = []
+        self.emits: list[Emit] = []
+        self.overrides: list[Override] = []
 
-    @property
-    def live(self) -> bool:
-        return self.position >= self.prompt.frames
+    def add(self, talk: Conversation, fill: Fill, count: int) -> int:
+        """Takes the next `count` columns of a ring; returns the last one's row."""
+        start, first = len(self.rows), fill.filled
+        self.spans.append(Span(start, count, fill.ring, first))
+        embeddings = talk.prompt.embeddings
+        if embeddings is not None and first < len(embeddings):
+            self.overrides.append(Override(start, embeddings[first : first + count]))
+        self.rows.extend(talk.columns(fill, count))
+        fill.filled += count
+        return len(self.rows) - 1
 
 
 class SlotEngine:
     """All slots of one model. One call of `step` is one frame for every slot named, plus a tile of prefill."""
 
-    def __init__(self, model: LanguageModel, slots: int, *, tile: int = DEFAULT_TILE, backend: str = "auto") -> None:
-        """Reserves full contexts for `slots` conversations on the model's device."""
+    def __init__(
+        self,
+        model: LanguageModel,
+        slots: int,
+        *,
+        tile: int = DEFAULT_TILE,
+        backend: str = "auto",
+        anchors: AnchorPolicy | None = None,
+        spares: int | None = None,
+        budget: PrefillBudget | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        """Reserves full contexts for `slots` conversations on the model's device, and for anchors being prepared.
+
+        anchors: None lets windows slide. spares: rings for anchors, one per sixteen slots where nobody says. budget:
+        None takes a whole tile in every step. prefixes: None keeps no prompts.
+        """
         self._model = model
         self.slots = slots
         self._tile = tile
-        self.cache = make_cache(model.config, slots, tile, device=model.device, dtype=model.dtype, backend=backend)
+        self._anchors = anchors
+        if anchors is None:
+            spares = 0
+        elif spares is None:
+            spares = 1 + slots // 16
+        rings = slots + spares
+        self.cache = make_cache(model.config, rings, tile, device=model.device, dtype=model.dtype, backend=backend)
         fixed = model.device.type == "cuda"
         self.frame_step = FrameStep(
             model, self.cache, fixed_rows=slots + tile if fixed else 0, fixed_emits=slots if fixed else 0
         )
-        self._open: dict[int, _Conversation] = {}
+        self._budget = budget
+        self._prefixes = prefixes if prefixes is not None else PrefixCache(0)
+        self._open: dict[int, Conversation] = {}
         self._prefilling: list[int] = []  # in order of arrival
+        self._rings = list(range(rings))  # free ones
+        self.anchors_done = 0
+        self.anchors_late = 0  # those that made a step longer, because no spare ring was free before
 
     @property
     def prompt_limit(self) -> int:
         """A prompt longer than the window would have lost its beginning before the first word is spoken."""
         return self._model.config.window
 
-    def open(self, slot: int, prompt: Prompt, sampling: Sampling, seed: int) -> None:
-        """Gives a slot to a new conversation; its prompt is prefilled by the steps to come.
+    def open(
+        self,
+        slot: int,
+        prompt: Prompt,
+        sampling: Sampling,
+        seed: int,
+        *,
+        past: Past | None = None,
+        owners: PrefixOwners | None = None,
+    ) -> None:
+        """Gives a slot to a conversation; its prompt is prefilled by the steps to come.
 
-        Raises ValueError if the slot is taken, does not exist, or the prompt is too long.
+        past: a conversation that was held elsewhere before; its frames are prefilled as well, and the next ones come
+        out as they would have there. owners: who may know how fast the prompt's parts are.
+        Raises ValueError if the slot is taken, does not exist, the prompt is too long, or the past does not fit.
         """
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot {slot} does not exist, this engine has {self.slots}")
@@ -86,16 +136,27 @@ class SlotEngine:
                 f"voice and role together take {prompt.frames} frames of 80 ms, this model has room for "
                 f"{self.prompt_limit}: shorten the role by some {prompt.frames - self.prompt_limit} tokens"
             )
-        self._open[slot] = _Conversation(prompt, sampling, seed)
+        if past is not None:
+            check_past(self._model.config, past)
+        plan = None if self._anchors is None else self._anchors.plan(self.prompt_limit, prompt.frames, seed)
+        talk = Conversation(prompt, sampling, seed, Fill(0, 0), owners or PrefixOwners(), plan)
+        if past is not None:
+            talk.restore(past)
+        talk.fill = self._new_fill(talk, talk.fill.first_row, prefer=slot)
+        self._open[slot] = talk
         self._prefilling.append(slot)
 
     def close(self, slot: int) -> None:
         """Frees a slot, whatever it was doing. Its cache needs no clearing: a key is only seen by position."""
-        if self._open.pop(slot, None) is not None and slot in self._prefilling:
+        talk = self._open.pop(slot, None)
+        if talk is None:
+            return
+        self._rings.extend(fill.ring for fill in (talk.fill, talk.upcoming) if fill is not None)
+        if slot in self._prefilling:
             self._prefilling.remove(slot)
 
     def step(self, slots: Sequence[int], codes: npt.NDArray[np.int16]) -> StepOut:
-        """One frame for each live slot of `slots` (each at most once), and one tile of waiting prompts.
+        """One frame for each live slot of `slots` (each at most once), and some rows of waiting prompts.
 
         codes: [n, 8] int16, what the user said, as Mimi codes (-1: no input).
         Raises ValueError if a slot is not live.
@@ -103,73 +164,136 @@ class SlotEngine:
         for slot in slots:
             if slot not in self._open or not self._open[slot].live:
                 raise ValueError(f"slot {slot} has no live conversation: wait until it is reported ready")
-        rows, spans, emits = self._live_rows(slots, codes)
-        overrides, finishing = self._prefill_rows(rows, spans, emits)
-        if not rows:
-            return StepOut(_none(GENERATED), _none(STREAMS), (), len(self._prefilling))
-        drawn = self.frame_step.run(np.stack(rows), spans, emits, overrides)
-        frames = [self._advance(slot, drawn[i], codes[i]) for i, slot in enumerate(slots)]
-        for i, slot in enumerate(finishing, start=len(slots)):
-            self._advance(slot, drawn[i], self._open[slot].prompt.given[USER])
-        tokens = np.stack(frames) if frames else _none(GENERATED)
-        journal = np.stack(rows[: len(slots)]) if slots else _none(STREAMS)
-        return StepOut(tokens, journal, tuple(finishing), len(self._prefilling))
+        started = self._budget.clock() if self._budget is not None else 0.0
+        talks = [self._open[slot] for slot in slots]
+        for talk in talks:
+            if talk.anchor is not None and talk.frame >= talk.anchor:
+                self._switch(talk)
+        batch = _Batch()
+        journal = [self._live_row(batch, talk, codes[i]) for i, talk in enumerate(talks)]
+        self._anchor_rows(batch, talks)
+        finishing = self._prefill_rows(batch, len(talks))
+        drawn = _none(GENERATED)
+        if batch.rows:
+            drawn = self.frame_step.run(np.stack(batch.rows), batch.spans, batch.emits, batch.overrides)
+        frames = [self._answer(talk, drawn[i], codes[i]) for i, talk in enumerate(talks)]
+        self._finish(finishing, drawn[len(talks) :])
+        if self._budget is not None and batch.emits:  # without, a GPU may still be at it
+            took_ms = (self._budget.clock() - started) * 1e3
+            self._budget.note(len(talks), len(batch.rows) - len(talks), took_ms)
+        return StepOut(
+            tokens=_stack(frames, GENERATED),
+            journal=_stack(journal, STREAMS),
+            ready=tuple(finishing),
+            pending=len(self._prefilling),
+            next_columns=_stack([talk.pending for talk in talks if talk.pending is not None], STREAMS),
+            first_rows=np.array([talk.fill.first_row for talk in talks], dtype=np.int32),
+        )
 
-    def _live_rows(
-        self, slots: Sequence[int], codes: npt.NDArray[np.int16]
-    ) -> tuple[list[Tokens], list[Span], list[Emit]]:
-        rows: list[Tokens] = []
-        spans: list[Span] = []
-        emits: list[Emit] = []
-        free = np.full(GENERATED, UNGENERATED, dtype=np.int16)
-        for i, slot in enumerate(slots):
-            talk = self._open[slot]
-            rows.append(next_column(self._model.config, talk.pending, codes[i], talk.user_before))
-            spans.append(Span(i, 1, slot, talk.position))
-            emits.append(Emit(i, talk.position + 1, free, talk.sampling, talk.seed))
-        return rows, spans, emits
+    # ---- a step's rows -------------------------------------------------------------------------------------
 
-    def _prefill_rows(
-        self, rows: list[Tokens], spans: list[Span], emits: list[Emit]
-    ) -> tuple[list[Override], list[int]]:
-        """Adds up to a tile of prompt columns, first come first served; returns the slots that finish."""
-        overrides: list[Override] = []
-        finishing: list[int] = []
-        budget = self._tile
-        for slot in list(self._prefilling):
-            if budget == 0:
-                break
-            talk = self._open[slot]
-            prompt, first = talk.prompt, talk.position
-            count = min(budget, prompt.frames - first)
-            spans.append(Span(len(rows), count, slot, first))
-            if prompt.embeddings is not None and first < len(prompt.embeddings):
-                overrides.append(Override(len(rows), prompt.embeddings[first : first + count].to(self._model.dtype)))
-            rows.extend(prompt.columns[first : first + count])
-            budget -= count
-            talk.position = first + count - 1  # the last one is counted when its tokens are in, as for a live frame
-            if first + count == prompt.frames:
-                emits.append(Emit(len(rows) - 1, prompt.frames, prompt.given[:GENERATED], talk.sampling, talk.seed))
+    def _live_row(self, batch: _Batch, talk: Conversation, codes: npt.NDArray[np.int16]) -> Tokens:
+        assert talk.pending is not None  # or it would not be live
+        column = next_column(self._model.config, talk.pending, codes, talk.pending[USER])
+        talk.read(column)
+        batch.emits.append(talk.emit_live(batch.add(talk, talk.fill, 1)))
+        return column
+
+    def _anchor_rows(self, batch: _Batch, talks: Sequence[Conversation]) -> None:
+        """Begins rings for anchors that come near, and fills those begun at the pace that has them full in time."""
+        near = [(talk.anchor - talk.frame, i) for i, talk in enumerate(talks) if talk.anchor is not None]
+        left = self._tile
+        for frames, i in sorted(near):
+            talk, plan = talks[i], talks[i].plan
+            assert plan is not None
+            spare = len(self._rings) > self.slots - len(self._open)  # a slot may yet be opened for each of the others
+            if talk.upcoming is None and frames <= plan.lead and spare:
+                talk.upcoming = self._new_fill(talk, talk.frame + frames - plan.keep)
+            if talk.upcoming is not None and left > 0:
+                to_do = talk.prompt.frames + plan.keep - talk.upcoming.filled
+                pace = -(-to_do // (frames + 1) // 4) * 4 + 4  # this step included; in fours, as rows are padded
+                count = min(pace, talk.missing(talk.upcoming), left)
+                if count > 0:
+                    batch.add(talk, talk.upcoming, count)
+                    left -= count
+
+    def _prefill_rows(self, batch: _Batch, live: int) -> list[int]:
+        """Adds waiting prompts' and journals' columns, as many as the budget has; returns the slots that finish."""
+        if not self._prefilling:
+            return []
+        taken, budget = len(batch.rows) - live, self._tile
+        if self._budget is not None:
+            anybody = any(talk.live for talk in self._open.values())
+            budget = max(self._budget.rows(live, anybody_live=anybody), taken + LEAST_ROWS)
+        waiting = [self._open[slot] for slot in self._prefilling]
+        finishing = []
+        portions = share(min(budget, self._tile) - taken, [talk.missing(talk.fill) for talk in waiting])
+        for slot, talk, count in zip(list(self._prefilling), waiting, portions, strict=True):
+            if count == 0:
+                continue
+            last = batch.add(talk, talk.fill, count)
+            if talk.missing(talk.fill) == 0:
+                if talk.pending is None:
+                    batch.emits.append(talk.emit_last(last))
                 self._prefilling.remove(slot)
                 finishing.append(slot)
-            else:
-                talk.position += 1
-        return overrides, finishing
+        return finishing
 
-    def _advance(self, slot: int, drawn: Tokens, user: Codes) -> Tokens:
+    # ---- what becomes of it --------------------------------------------------------------------------------
+
+    def _answer(self, talk: Conversation, drawn: Tokens, user: npt.NDArray[np.int16]) -> Tokens:
         """Takes what was drawn after a column; returns the frame that became complete with it: [9].
 
         The text and the undelayed codebook of that frame were drawn a step ago, the delayed ones just now. The
         published code answers a call later, with the same tokens: it reads a column only when the next frame is in.
         """
-        talk = self._open[slot]
+        assert talk.pending is not None
         delayed = np.array(self._model.config.delays[:GENERATED]) > 0
         frame = np.where(delayed, drawn, talk.pending[:GENERATED]).astype(np.int16)
-        talk.pending[:GENERATED] = drawn
-        talk.user_before = user.astype(np.int16)
-        talk.position += 1
+        talk.draw(self._model.config, drawn, user)
         return frame
+
+    def _finish(self, slots: Sequence[int], drawn: npt.NDArray[np.int16]) -> None:
+        """Makes conversations live whose last row was run; drawn: [n, 9], for those that had tokens to draw."""
+        rows = iter(drawn)
+        for slot in slots:
+            talk = self._open[slot]
+            if talk.pending is None:
+                talk.draw(self._model.config, next(rows), talk.user_before if talk.frame else None)
+            talk.live = True
+            if talk.fill.filled <= self.cache.capacity:  # else the ring has lost the prompt's beginning
+                self._prefixes.keep(self.cache, talk.fill.ring, talk.prompt, talk.owners)
+
+    def _switch(self, talk: Conversation) -> None:
+        """Puts a conversation onto the ring of its anchor, which is due with the frame that comes now.
+
+        Where that ring is not full, because none was free or the frames came in a burst, it is filled here and now:
+        the frame may be late, but when an anchor happens must not depend on who else is here.
+        """
+        assert talk.plan is not None
+        anchor, upcoming = talk.anchor, talk.upcoming
+        assert anchor is not None
+        self._rings.append(talk.fill.ring)
+        if upcoming is None:
+            upcoming = self._new_fill(talk, anchor - talk.plan.keep, prefer=talk.fill.ring)
+        self.anchors_done += 1
+        self.anchors_late += talk.missing(upcoming) > 0
+        while (missing := talk.missing(upcoming)) > 0:
+            rows = _Batch()
+            rows.add(talk, upcoming, min(missing, self._tile))
+            self.frame_step.run(np.stack(rows.rows), rows.spans, [], rows.overrides)
+        talk.fill, talk.upcoming = upcoming, None
+
+    def _new_fill(self, talk: Conversation, first_row: int, prefer: int = -1) -> Fill:
+        """Takes a free ring, with as much of the prompt in it as is known."""
+        ring = prefer if prefer in self._rings else self._rings[-1]
+        self._rings.remove(ring)
+        return Fill(ring, first_row, self._prefixes.restore(self.cache, ring, talk.prompt, talk.owners))
 
 
 def _none(width: int) -> npt.NDArray[np.int16]:
     return np.zeros((0, width), dtype=np.int16)
+
+
+def _stack(rows: Sequence[Tokens], width: int) -> npt.NDArray[np.int16]:
+    return np.stack(rows) if rows else _none(width)

@@ -80,6 +80,26 @@ class SessionSpec:
     role_tokens: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Past:
+    """What a conversation has been through, from its journal: enough to go on as if nothing had happened.
+
+    rows: [n, 17] int16, what the model read in frames first_row … first_row + n - 1: all of them (first_row 0), or
+    those that followed the prompt at the last anchor and all since.
+    pending: [17] int16, the column of the next frame as far as it is known (-2 elsewhere). Without it the last row is
+    run as a live one, which draws the same tokens again, and user_before, [8] int16, must be its frame's user codes.
+    """
+
+    rows: npt.NDArray[np.int16]
+    first_row: int = 0
+    pending: npt.NDArray[np.int16] | None = None
+    user_before: Codes | None = None
+
+    @property
+    def next_frame(self) -> int:
+        return self.first_row + len(self.rows)
+
+
 class PromptInfo(NamedTuple):
     """What a conversation starts from: the frames of its prompt, and a hash of all that went into them."""
 

@@ -50,12 +50,16 @@ class Prompt:
     whose summed input embedding is given instead.
     given: [17] int16, tokens of column P that belong to the last prompt frame; -2 where the model chooses.
     digest: hash of everything that determines the KV cache after the prompt.
+    voice_frames: columns from 0 on that any prompt with this voice begins with.
+    voice_digest: hash of the embeddings; empty where the columns say it all.
     """
 
     columns: Tokens
     given: Tokens
     embeddings: Tensor | None
     digest: str
+    voice_frames: int = 0
+    voice_digest: str = ""
 
     @property
     def frames(self) -> int:
@@ -110,7 +114,10 @@ def build_prompt(
         carry = frame
     given = np.where(delayed, carry, np.int16(UNGENERATED)).astype(np.int16)
     table = np.stack(columns).astype(np.int16)
-    return Prompt(table, given, embeddings, _digest(table, given, voice.digest if embeddings is not None else ""))
+    voice_digest = voice.digest if embeddings is not None else ""
+    after_voice = len(table) - len(role_tokens) - SILENCE_FRAMES  # where the role, or the second silence, begins
+    digest = _digest(table, given, voice_digest)
+    return Prompt(table, given, embeddings, digest, voice_frames=after_voice, voice_digest=voice_digest)
 
 
 def _published_head(
