@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
+from typing import Any
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +20,9 @@ from serving import websocket_limits
 # Tells Serve's direct ingress (HAProxy mode) to hand the socket's `receive` to the handler as it is. Otherwise it
 # reads ahead into an unbounded queue, and a handler that waits would hold nobody back.
 _HAND_THROUGH = (b"x-request-disconnect-disabled", b"?1")
+# What the kernel may hold for a client that has stopped reading: 0.7 s of PCM. By default it is megabytes, minutes of
+# Opus, and "10 s behind" would never be noticed. 32 kB a round trip of 200 ms still is three times what PCM needs.
+SEND_BUFFER_BYTES = 32 << 10
 _MESSAGE_COST_BYTES = 64  # an empty message costs a wake-up too
 
 _RATE_VARIABLE, _STALLED_VARIABLE = "PERSONAPLEX_GUARD_BYTES_PER_S", "PERSONAPLEX_GUARD_STALLED_S"
@@ -38,6 +43,7 @@ class WebSocketGuard:
         if scope["type"] != "websocket":
             await self._app(scope, receive, send)
             return
+        _bound_send_buffer(send)
         headers = [pair for pair in scope["headers"] if pair[0] != _HAND_THROUGH[0]]
         debt = 0.0
         since_s = time.monotonic()
@@ -58,6 +64,18 @@ class WebSocketGuard:
                 await send(message)
 
         await self._app({**scope, "headers": [*headers, _HAND_THROUGH]}, slowed, bounded)
+
+
+def _bound_send_buffer(send: Send) -> None:
+    """Shorten what lies between a handler's `send` and the client. Only uvicorn's own `send` knows its socket, and
+    this middleware is the outermost; anything else is left alone."""
+    transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is None:
+        return
+    transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
+    raw = transport.get_extra_info("socket")  # asyncio's or uvloop's wrapper of one
+    if raw is not None:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
 def guard_environment(receive_bytes_per_s: float, stalled_s: float) -> dict[str, str]:

@@ -13,7 +13,7 @@ import socket
 import sys
 from pathlib import Path
 
-BUFFER_BYTES = 64 << 10  # 1.3 s of PCM; the kernel's own limit would be minutes of Opus
+from serving.guard import SEND_BUFFER_BYTES
 
 WRAPPER = """#!/bin/sh
 # Started by Ray Serve in place of haproxy: see serving/haproxy.py.
@@ -50,7 +50,7 @@ def haproxy_environment(folder: Path, binary: Path) -> dict[str, str]:
     The folder keeps two servers on one machine apart: Ray's default paths are the same for all.
     """
     wrapper = folder / "haproxy"
-    wrapper.write_text(WRAPPER.format(binary=binary, buffer_bytes=BUFFER_BYTES))
+    wrapper.write_text(WRAPPER.format(binary=binary, buffer_bytes=SEND_BUFFER_BYTES))
     wrapper.chmod(0o700)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -40,6 +40,7 @@ class LocalServer:
         self.url = url
         self._folder = folder
         self._environment = environment  # what was there before
+        self.ready = False
 
     def stop(self) -> None:
         """Hang up on whoever still talks, stop Serve and Ray, remove what they wrote. Twice is no error."""
@@ -48,11 +49,12 @@ class LocalServer:
 
         from serving.app import APP_NAME
 
-        if ray.is_initialized():
+        if ray.is_initialized() and self.ready:
             try:
                 serve.get_app_handle(APP_NAME).hang_up.remote("The server is stopping.").result(timeout_s=5.0)
             except Exception as error:  # noqa: BLE001 - whatever keeps it from saying goodbye, we are leaving
                 log.warning("could not hang up: %s", error)
+        if ray.is_initialized():
             _stop_ray()
         _restore(self._environment)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -86,6 +88,7 @@ def start_local(settings: ServeSettings, *, ready_timeout_s: float = READY_TIMEO
     try:
         _start(settings, folder)
         _wait_until_ready(server.url, ready_timeout_s)
+        server.ready = True
     except LocalStartError:
         server.stop()
         raise
@@ -165,8 +168,11 @@ def _stop_ray() -> None:
     import ray
     from ray import serve
 
+    from serving.app import APP_NAME
+
     try:
-        serve.shutdown()  # type: ignore[no-untyped-call] # Ray
+        # Not serve.shutdown(): it kills the controller under its own feet, and Ray reports that to the terminal.
+        serve.delete(APP_NAME)
     finally:
         ray.shutdown()
 

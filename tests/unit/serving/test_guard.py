@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvicorn
+import uvloop
 from starlette.types import Message, Receive, Scope, Send
+from websockets.asyncio.client import connect
 
 from serving import guard
 from serving.guard import WebSocketGuard, guard_environment, middlewares
@@ -105,3 +109,43 @@ def test_serve_finds_it_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> N
     (middleware,) = middlewares()
     assert middleware.cls is WebSocketGuard
     assert middleware.kwargs == {"receive_bytes_per_s": 5000.0, "stalled_s": 3.0}
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_kernel_holds_little_for_a_client_that_does_not_read(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Under a real uvicorn, on both loops it may run on: what the guard reaches into must still be there in the next
+    version of them."""
+    cut = asyncio.Event()
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            for _ in range(64):  # 1 MB: the kernel alone would take that, and more
+                await send({"type": "websocket.send", "bytes": bytes(16 << 10)})
+        except TimeoutError:
+            cut.set()
+
+    async def connected() -> None:
+        guarded = WebSocketGuard(inner, 1e6, 0.2)
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            server = uvicorn.Server(uvicorn.Config(guarded, log_level="critical", lifespan="off"))
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            address = f"ws://127.0.0.1:{listener.getsockname()[1]}"
+            async with connect(address, proxy=None, max_queue=1, compression=None) as client:
+                client.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.transport.pause_reading()
+                await asyncio.wait_for(cut.wait(), 10)
+                client.transport.abort()
+            server.should_exit = True
+            await serving
+
+    loop = new_loop()
+    try:
+        loop.run_until_complete(connected())
+    finally:
+        loop.close()

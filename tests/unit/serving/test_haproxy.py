@@ -45,8 +45,8 @@ def test_the_control_socket_is_ours_alone_and_queries_are_not_logged(configured:
 
 def test_the_kernel_buffers_little_for_a_client_that_does_not_read(configured: str) -> None:
     global_section = configured.split("defaults")[0]
-    assert "tune.sndbuf.client 65536" in global_section
-    assert "tune.rcvbuf.server 65536" in global_section
+    assert "tune.sndbuf.client 32768" in global_section
+    assert "tune.rcvbuf.server 32768" in global_section
 
 
 @pytest.mark.skipif(bundled_haproxy() is None, reason="ray[serve] brings HAProxy on Linux alone")
