@@ -1,4 +1,4 @@
-"""Which attention a machine gets: the compiled one on a CPU that has numba, torch's operators everywhere else."""
+"""Which step a machine gets: on CUDA the captured one, on a CPU with numba the compiled one, else torch operators."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 
 from graphs.attention import RowCache
 from graphs.kv_cache import KVCache
+from graphs.ring_cache import FP8, RingCache
 from models.config import LMConfig
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "compiled", "torch")
+# static: the step of fixed shape, in Triton's kernels on CUDA and in torch operators on a CPU (for tests);
+# static-fp8: the same with keys and values in fp8.
+BACKENDS = ("auto", "compiled", "torch", "static", "static-fp8")
 
 
 def make_cache(
@@ -32,8 +35,13 @@ def make_cache(
     if backend not in BACKENDS:
         raise ValueError(f"there is no attention backend {backend!r}, only {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = "compiled" if _compiled_fits(config, device, dtype) else "torch"
+        backend = _best(config, device, dtype)
     log.info("attention backend: %s", backend)
+    if backend.startswith("static"):
+        if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+            raise ValueError("the static step on CUDA needs the package triton: install the extra 'cuda'")
+        stored = FP8 if backend == "static-fp8" else None
+        return RingCache(config, slots, tile, device=device, dtype=dtype, stored=stored)
     if backend == "torch":
         return RowCache(config, slots, tile, device=device, dtype=dtype)
     if device.type != "cpu":
@@ -52,6 +60,12 @@ def default_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and importlib.util.find_spec("numba") is None:
         return torch.float32
     return torch.bfloat16
+
+
+def _best(config: LMConfig, device: torch.device, dtype: torch.dtype) -> str:
+    if device.type == "cuda":
+        return "static" if importlib.util.find_spec("triton") is not None else "torch"
+    return "compiled" if _compiled_fits(config, device, dtype) else "torch"
 
 
 def _compiled_fits(config: LMConfig, device: torch.device, dtype: torch.dtype) -> bool:

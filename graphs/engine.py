@@ -33,7 +33,7 @@ class ConversationEngine:
             raise ValueError("this checkpoint was loaded without its language model: ask for the part 'lm'")
         self._checkpoint = checkpoint
         self.slot_engine = SlotEngine(checkpoint.lm, slots, tile=tile)
-        layout = type(self.slot_engine.cache).__name__
+        layout = self.slot_engine.cache.layout
         self.numerics_id = numerics_id(checkpoint.lm, checkpoint.weights_hash, layout, tile)
 
     def prompt(self, spec: SessionSpec) -> Prompt:

@@ -6,7 +6,7 @@ frame this is the largest part; encode and decode of the codec come on top.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,12 @@ from graphs.attention import ROW_PAD
 from graphs.kv_cache import KVCache, Span, round_up
 from graphs.sampling import SamplingRows, make_sampler
 from graphs.stages import Sampling
-from graphs.step_model import step_model
+from graphs.step_inputs import Draws
+from graphs.step_model import LogitsProbe, StepModel, WholeStep, step_model
 from models.config import AUDIO_CODEBOOKS
 from models.lm import LanguageModel
 
 GENERATED = 1 + AUDIO_CODEBOOKS  # text and the agent's codes
-
-LogitsProbe = Callable[[Tensor, Tensor], None]  # text [emits, card] and audio [emits, 8, card], fp32
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class FrameStep:
     """Runs rows through the model. Holds no conversation's state but the KV cache, which rows address by slot."""
 
     def __init__(self, model: LanguageModel, cache: KVCache, *, fixed_rows: int = 0, fixed_emits: int = 0) -> None:
-        """fixed_rows, fixed_emits: pad every step to these counts (one shape, for capture); 0 pads to fours."""
+        """fixed_rows, fixed_emits: pad every step to these counts, 0 to fours. A WholeStep has counts of its own."""
         self._model = step_model(model, cache)
         self._fixed_rows = fixed_rows
         self._fixed_emits = fixed_emits
@@ -69,6 +68,9 @@ class FrameStep:
         overrides: Sequence[Override] = (),
     ) -> npt.NDArray[np.int16]:
         """tokens: [rows, 17] input columns; spans lie end to end from row 0 on. Returns [emits, 9] int16."""
+        if isinstance(self._model, WholeStep):
+            given = [(o.start, o.embeddings) for o in overrides]
+            return self._model.frame(tokens, spans, draws_of(emits), given, self.probe)
         model, count = self._model, tokens.shape[0]
         rows = max(self._fixed_rows, round_up(count, ROW_PAD))
         padded = np.full((rows, tokens.shape[1]), -1, dtype=np.int64)
@@ -79,20 +81,20 @@ class FrameStep:
         hidden = model.hidden(padded, positions, spans, [(o.start, o.embeddings) for o in overrides])
         if not emits:
             return np.zeros((0, GENERATED), dtype=np.int16)
-        return self._emit(hidden, emits)
+        return self._emit(model, hidden, emits)
 
-    def _emit(self, hidden: Tensor, emits: Sequence[Emit]) -> npt.NDArray[np.int16]:
+    def _emit(self, model: StepModel, hidden: Tensor, emits: Sequence[Emit]) -> npt.NDArray[np.int16]:
         device, count = hidden.device, len(emits)
         padded = [*emits, *([emits[-1]] * (max(self._fixed_emits, round_up(count, ROW_PAD)) - count))]
         hidden = hidden[torch.tensor([emit.row for emit in padded], device=device)]
         given = torch.from_numpy(np.stack([emit.given for emit in padded]).astype(np.int64)).to(device)
         sampler = make_sampler(sampling_rows(padded), device)
 
-        text_logits = self._model.text_logits(hidden)
+        text_logits = model.text_logits(hidden)
         drawn = sampler.draw(text_logits, 0)
         token = torch.where(given[:, 0] >= 0, given[:, 0], drawn)
         out, audio_logits = [token], []
-        depth = self._model.depth(hidden)
+        depth = model.depth(hidden)
         for codebook in range(AUDIO_CODEBOOKS):
             logits = depth.logits(codebook, token)
             drawn = sampler.draw(logits, codebook + 1)
@@ -105,6 +107,11 @@ class FrameStep:
             self.probe(text_logits[:count], torch.stack(audio_logits, dim=1)[:count])
         result: npt.NDArray[np.int16] = torch.stack(out, dim=1)[:count].to(torch.int16).cpu().numpy()
         return result
+
+
+def draws_of(emits: Sequence[Emit]) -> Draws:
+    given = np.array([emit.given for emit in emits], dtype=np.int64).reshape(len(emits), GENERATED)
+    return Draws(np.array([emit.row for emit in emits], dtype=np.int64), given, sampling_rows(emits))
 
 
 def sampling_rows(emits: Sequence[Emit]) -> SamplingRows:

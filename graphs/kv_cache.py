@@ -69,6 +69,11 @@ class KVCache(ABC):
         """The attention of one step. Spans lie end to end from row 0 on; rows behind them are padding."""
 
     @property
+    def layout(self) -> str:
+        """What engines must share for their caches to hold the same bits, besides model, dtype and tile."""
+        return type(self).__name__
+
+    @property
     def bytes_per_slot(self) -> int:
         return 2 * self.keys[:, 0].numel() * self.keys.element_size()
 

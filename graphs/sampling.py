@@ -53,14 +53,20 @@ def make_sampler(rows: SamplingRows, device: torch.device) -> Sampler:
     return HostSampler(rows) if device.type == "cpu" else DeviceSampler(rows, device)
 
 
+def row_keys(rows: SamplingRows) -> Words:
+    """What a row's randomness is made of, [rows]: a hash of its seed and column, to which a stream is added."""
+    with np.errstate(over="ignore"):
+        seeded = _mix(rows.seed.astype(np.uint64) + np.uint64(_GOLDEN))
+        keys: Words = seeded + rows.column.astype(np.uint64) * np.uint64(_GOLDEN)
+    return keys
+
+
 class HostSampler:
     """On the CPU, in numpy, whose partition and integer arithmetic are vectorised."""
 
     def __init__(self, rows: SamplingRows) -> None:
         self._rows = rows
-        with np.errstate(over="ignore"):
-            seeded = _mix(rows.seed.astype(np.uint64) + np.uint64(_GOLDEN))
-            self._row_keys = seeded + rows.column.astype(np.uint64) * np.uint64(_GOLDEN)
+        self._row_keys = row_keys(rows)
 
     def noise(self, stream: int, card: int) -> Reals:
         """Standard Gumbel noise [rows, card]."""
@@ -98,10 +104,7 @@ class DeviceSampler:
 
     def noise(self, stream: int, card: int) -> Tensor:
         """Standard Gumbel noise [rows, card] fp32."""
-        row = _mix_tensor(self._row_keys + (stream + 1))
-        tokens = torch.arange(1, card + 1, device=row.device)
-        bits = _shift(_mix_tensor(row.unsqueeze(1) + tokens * _signed(_GOLDEN)), 41)
-        return -torch.log(-torch.log((bits.float() + 0.5) * 2.0**-23))
+        return gumbel_noise(self._row_keys, stream, card)
 
     def draw(self, logits: Tensor, stream: int) -> Tensor:
         temperature, top_k = self._text if stream == 0 else self._audio
@@ -112,6 +115,14 @@ class DeviceSampler:
         scaled = logits / torch.where(drawn, temperature.unsqueeze(1), 1.0) + self.noise(stream, card)
         kept = scaled.masked_fill(logits < threshold, float("-inf"))
         return torch.where(drawn, kept, logits).argmax(dim=-1)
+
+
+def gumbel_noise(keys: Tensor, stream: int, card: int) -> Tensor:
+    """Standard Gumbel noise [rows, card] fp32 of rows whose keys [rows] int64 hold the bits of `row_keys`."""
+    row = _mix_tensor(keys + (stream + 1))
+    tokens = torch.arange(1, card + 1, device=row.device)
+    bits = _shift(_mix_tensor(row.unsqueeze(1) + tokens * _signed(_GOLDEN)), 41)
+    return -torch.log(-torch.log((bits.float() + 0.5) * 2.0**-23))
 
 
 def _parameters(rows: SamplingRows, stream: int) -> tuple[Reals, npt.NDArray[np.int64]]:

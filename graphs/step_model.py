@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from graphs.cuda_step import StaticStep
 from graphs.kv_cache import KVCache, Span
+from graphs.ring_cache import RingCache
+from graphs.step_inputs import Draws
 from models.lm import DepthPass, LanguageModel
+
+LogitsProbe = Callable[[Tensor, Tensor], None]  # text [emits, card] and audio [emits, 8, card], fp32
 
 
 class DepthLogits(Protocol):
@@ -47,6 +52,22 @@ class StepModel(Protocol):
     def depth(self, hidden: Tensor) -> DepthLogits: ...
 
 
+@runtime_checkable
+class WholeStep(Protocol):
+    """A model that runs a frame in one piece, sampling included (see graphs.cuda_step)."""
+
+    def frame(
+        self,
+        tokens: npt.NDArray[np.int16],
+        spans: Sequence[Span],
+        draws: Draws,
+        overrides: Sequence[tuple[int, Tensor]],
+        probe: LogitsProbe | None,
+    ) -> npt.NDArray[np.int16]:
+        """Input columns tokens [rows, 17] → the tokens drawn, [draws, 9]; spans and overrides as in StepModel."""
+        ...
+
+
 class TorchModel:
     """Torch operators, for any device."""
 
@@ -79,8 +100,10 @@ class TorchModel:
         return DepthPass(self._model, hidden)
 
 
-def step_model(model: LanguageModel, cache: KVCache) -> StepModel:
+def step_model(model: LanguageModel, cache: KVCache) -> StepModel | WholeStep:
     """The implementation that goes with a cache's layout (see graphs.backends)."""
+    if isinstance(cache, RingCache):
+        return StaticStep(model, cache)
     if type(cache).__name__ == "ColumnCache":  # by name: its module needs numba, which may not be there
         from graphs.attention_cpu import ColumnCache
         from graphs.compiled_step import CompiledModel
