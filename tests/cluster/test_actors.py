@@ -22,6 +22,7 @@ from actors.stage_build import StageConfig
 from actors.stages_actor import ActorOptions, StageActors
 from graphs.stages import FrameKey, Sampling, SessionSpec
 from models.checkpoint import load_checkpoint
+from tests import polling
 from tests.actor_fakes import Sink
 
 Pcm = npt.NDArray[np.int16]
@@ -177,9 +178,11 @@ async def test_an_actors_refusals_come_as_they_are_and_its_death_as_rays(cluster
                         replica.offer(FrameIn(FrameKey("b", 1, 0), speech(0)[0]))
                     await asyncio.sleep(0.01)
             assert [failed.code for failed in sink.failed] == ["engine_lost"]
-            async with asyncio.timeout(60):  # its slot is free once the two stages that live have let go of it
-                while replica.busy:
-                    await asyncio.sleep(0.01)
+
+            async def slot_is_free() -> bool:
+                return replica.busy == 0
+
+            await polling.until(slot_is_free, 60)  # once the two stages that live have let go of it
             assert not replica.healthy
 
 
