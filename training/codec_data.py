@@ -56,14 +56,14 @@ class PackedSpeech:
 
 
 def draw(speech: PackedSpeech, batch: int, frames: int, rng: np.random.Generator) -> CodecBatch:
-    """One training batch: mostly speech, a third of it through a microphone; now and then silence, noise or a tone."""
+    """One training batch: mostly clean speech, some of it through a microphone; now and then silence, noise or a tone."""
     audios, semantics, spoken = [], [], []
     for _ in range(batch):
         audio, semantic = speech.crop(frames, rng)
         kind = rng.random()
         if kind < 0.04:
             audio = _no_speech(len(audio), rng)
-        elif kind < 0.36:
+        elif kind < 0.2:
             audio = microphone(audio, rng)
         else:
             audio = limited(audio * np.float32(decibels(float(rng.uniform(-12, 3)))))

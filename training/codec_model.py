@@ -64,25 +64,19 @@ class CodecTrainer(nn.Module):
             parameter.requires_grad_(not hears(name))
         self.semantic.requires_grad_(False)
 
-    def forward(self, audio: Tensor, quantised: Tensor | None, *, half: bool) -> tuple[Tensor, Quantized | None]:
+    def forward(self, audio: Tensor, quantised: Tensor | None) -> tuple[Tensor, Quantized | None]:
         """audio [batch, samples] → reconstruction [batch, samples] fp32 and what the quantizer saw.
 
-        quantised [batch] bool: crops that go through the quantizer; None before it is in use. half: bf16 autocast
-        in the convolutions; the transformers' rotation is complex arithmetic, which has no bf16.
+        quantised [batch] bool: crops that go through the quantizer; None before it is in use. In fp32 (TF32 on a
+        GPU): bf16's rounding of a loud low sound is as loud as the quiet high ones, and the loss is logarithmic.
         """
-        mimi, device = self.mimi, audio.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            hidden = mimi.encoder(audio.unsqueeze(1))
-        hidden = mimi.encoder_transformer(hidden.float().transpose(1, 2)).transpose(1, 2)
-        latent: Tensor = mimi.downsample(hidden)
+        mimi = self.mimi
+        latent = mimi.encode_latent(audio.unsqueeze(1))
         seen: Quantized | None = None
         if quantised is not None:
             seen = mimi.quantizer(latent)
             latent = torch.where(quantised.view(-1, 1, 1), seen.latent, latent)
-        hidden = mimi.decoder_transformer(mimi.upsample(latent).transpose(1, 2)).transpose(1, 2)
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            output = mimi.decoder(hidden)
-        return output.float().squeeze(1), seen
+        return mimi.decode_latent(latent).squeeze(1), seen
 
     def semantic_loss(self, seen: Quantized, batch: CodecBatch) -> Tensor:
         """One minus the cosine between the first codebook's output and the speech encoder's features."""

@@ -105,7 +105,7 @@ class TestTrainer:
         codebooks.initialise(trainer.mimi.quantizer, torch.randn(4, 16, 64), torch.Generator().manual_seed(1))
         trainer.mimi.unpack()
         with torch.no_grad():
-            output, seen = trainer(audio, torch.ones(2, dtype=torch.bool), half=False)
+            output, seen = trainer(audio, torch.ones(2, dtype=torch.bool))
             codes = trainer.mimi.encode_sequence(audio)
             pcm = trainer.mimi.decode_sequence(codes)
         assert torch.equal(seen.codes, codes)
