@@ -81,7 +81,7 @@ class Call:
 
     def answered(self, out: FrameOut) -> None:
         """Notes an answer, in the journal and for those who ask again."""
-        self.journal.record(out.key.frame, out.journal_row, out.user_codes, out.codes)
+        self.journal.take(out)
         self._answers.append(out)
         self.in_flight -= 1
 

@@ -11,10 +11,11 @@ import numpy.typing as npt
 from actors.codec_stage import CODEBOOKS, code_faults
 from actors.errors import BadRequest
 from actors.gate import REPLAY_FRAMES, FrameGate
-from graphs.stages import ConverseReply, PromptInfo, SessionSpec, StageBatch
+from graphs.stages import ConverseReply, Past, PromptInfo, SessionSpec, StageBatch
 
 Rows = npt.NDArray[np.int16]
-TOKENS_WIDTH, ROW_WIDTH = 9, 17
+TOKENS_WIDTH, ROW_WIDTH, FIRST_ROW_WIDTH = 9, 17, 2  # a frame's number takes two of 16 bits
+KEPT_WIDTH = TOKENS_WIDTH + 2 * ROW_WIDTH + FIRST_ROW_WIDTH  # what the gate keeps of a step, to answer it again
 
 
 class Prompt(Protocol):
@@ -46,6 +47,16 @@ class Step(Protocol):
         ...
 
     @property
+    def next_columns(self) -> Rows:
+        """[n, 17] int16"""
+        ...
+
+    @property
+    def first_rows(self) -> npt.NDArray[np.int32]:
+        """[n] int32"""
+        ...
+
+    @property
     def pending(self) -> int:
         """Slots whose prompt is not."""
         ...
@@ -54,8 +65,8 @@ class Step(Protocol):
 class Engine(Protocol):
     """graphs.engine.ConversationEngine: numbers its slots and knows nothing of sessions."""
 
-    def open(self, slot: int, spec: SessionSpec) -> Prompt:
-        """Raises ValueError, with a sentence for the user, for a spec it cannot serve."""
+    def open(self, slot: int, spec: SessionSpec, *, past: Past | None = None, tenant: str | None = None) -> Prompt:
+        """Raises ValueError, with a sentence for the user, for a spec it cannot serve or a past that cannot be."""
         ...
 
     def step(self, slots: Sequence[int], codes: Rows) -> Step: ...
@@ -73,13 +84,24 @@ class EngineStage:
         self._prompts: dict[str, PromptInfo] = {}
         self._again: list[tuple[str, int]] = []  # whose Ready is to be said once more
 
-    def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> PromptInfo:
+    def open(
+        self,
+        session: str,
+        epoch: int,
+        slot: int,
+        spec: SessionSpec,
+        past: Past | None = None,
+        tenant: str | None = None,
+    ) -> PromptInfo:
         """Takes the prompt; `step` says when it is in. The same open again changes nothing, but has its Ready said
         once more: the first may have been lost with the reply it was in.
 
+        past: of a conversation that another engine has held; its next frame is then `past.next_frame`.
+        tenant: who may know how fast this prompt is.
+
         Raises BadRequest for a spec the engine cannot serve, and then holds nothing; StaleEpoch, SlotTaken.
         """
-        opened = self._gate.open(session, epoch, slot, ready=False)
+        opened = self._gate.open(session, epoch, slot, ready=False, first_frame=past.next_frame if past else 0)
         if not opened.fresh:
             if self._gate.is_ready(session, epoch):
                 self._again.append((session, epoch))
@@ -87,7 +109,7 @@ class EngineStage:
         try:
             if opened.displaced is not None:
                 self._engine.close(opened.displaced)
-            prompt = self._engine.open(slot, spec)
+            prompt = self._engine.open(slot, spec, past=past, tenant=tenant)
         except ValueError as error:
             self._forget(session, epoch)
             raise BadRequest(str(error)) from error
@@ -98,17 +120,22 @@ class EngineStage:
         """Advances every conversation whose next frame is in the batch, and all prompts that are not in yet."""
         if batch.data.shape[1:] != (CODEBOOKS,) or batch.data.dtype != np.int16:
             raise ValueError(f"a batch of {batch.data.shape} {batch.data.dtype} came, rows are [{CODEBOOKS}] int16")
-        plan = self._gate.admit(batch, TOKENS_WIDTH + ROW_WIDTH)
+        plan = self._gate.admit(batch, KEPT_WIDTH)
         plan = self._gate.refuse(plan, code_faults(plan.data, self._card))
         out = self._engine.step(plan.slots, plan.data)
-        reply = self._gate.commit(plan, np.concatenate([out.tokens, out.journal], axis=1))
+        first_rows = out.first_rows.astype(np.int32).view(np.int16).reshape(-1, FIRST_ROW_WIDTH)
+        kept = np.concatenate([out.tokens, out.journal, out.next_columns, first_rows], axis=1)
+        reply = self._gate.commit(plan, kept)
+        tokens, journal, begun, first = np.split(reply.data, np.cumsum((TOKENS_WIDTH, ROW_WIDTH, ROW_WIDTH)), axis=1)
         ready = self._again + [owner for slot in out.ready if (owner := self._gate.owner(slot)) is not None]
         for session, _ in ready:
             self._gate.set_ready(session)
         self._again = []
         return ConverseReply(
-            frames=reply._replace(data=np.ascontiguousarray(reply.data[:, :TOKENS_WIDTH])),
-            journal=np.ascontiguousarray(reply.data[:, TOKENS_WIDTH:]),
+            frames=reply._replace(data=np.ascontiguousarray(tokens)),
+            journal=np.ascontiguousarray(journal),
+            next_columns=np.ascontiguousarray(begun),
+            first_rows=np.ascontiguousarray(first).view(np.int32).reshape(-1),
             ready=tuple(ready),
             failed=(),  # the engine refuses a spec in open, before it begins
             pending=out.pending,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 
 from actors.stage_config import StageConfig, StageDescription
-from graphs.stages import ConverseReply, PromptInfo, SessionSpec, StageBatch
+from graphs.stages import ConverseReply, Past, PromptInfo, SessionSpec, StageBatch
 
 
 class EngineShell:
@@ -24,8 +24,16 @@ class EngineShell:
         return with_memory(self._description)
 
     @ray.method
-    def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> PromptInfo:
-        return self._stage.open(session, epoch, slot, spec)
+    def open(
+        self,
+        session: str,
+        epoch: int,
+        slot: int,
+        spec: SessionSpec,
+        past: Past | None = None,
+        tenant: str | None = None,
+    ) -> PromptInfo:
+        return self._stage.open(session, epoch, slot, spec, past, tenant)
 
     @ray.method
     def step(self, batch: StageBatch) -> ConverseReply:

@@ -21,7 +21,18 @@ Rows = npt.NDArray[np.int16]
 class Flight:
     """One frame between its arrival and its answer. `row` is what the next stage reads."""
 
-    __slots__ = ("agent_codes", "arrived_s", "call", "journal_row", "key", "row", "text_token", "user_codes")
+    __slots__ = (
+        "agent_codes",
+        "arrived_s",
+        "call",
+        "first_row",
+        "journal_row",
+        "key",
+        "next_column",
+        "row",
+        "text_token",
+        "user_codes",
+    )
 
     def __init__(self, call: Call, key: FrameKey, pcm: Rows, arrived_s: float) -> None:
         self.call = call
@@ -31,6 +42,8 @@ class Flight:
         self.user_codes: Rows = _EMPTY
         self.agent_codes: Rows = _EMPTY
         self.journal_row: Rows = _EMPTY
+        self.next_column: Rows = _EMPTY
+        self.first_row = 0
         self.text_token = 0
 
 

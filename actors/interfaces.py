@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from actors.journal import RECEPTIVE_S
-from graphs.stages import ConverseReply, PromptInfo, SessionSpec, StageBatch, StageReply
+from graphs.stages import ConverseReply, Past, PromptInfo, SessionSpec, StageBatch, StageReply
 
 T = TypeVar("T")
 
@@ -47,7 +47,15 @@ class CodecHandle(Protocol):
 class ConverseHandle(Protocol):
     """A graphs.stages.ConverseStage somewhere else."""
 
-    def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> Awaitable[PromptInfo]: ...
+    def open(
+        self,
+        session: str,
+        epoch: int,
+        slot: int,
+        spec: SessionSpec,
+        past: Past | None = None,
+        tenant: str | None = None,
+    ) -> Awaitable[PromptInfo]: ...
 
     def step(self, batch: StageBatch) -> Awaitable[ConverseReply]: ...
 

@@ -28,7 +28,8 @@ import numpy.typing as npt
 
 from actors.errors import JournalError
 from actors.frame_log import FrameLog
-from graphs.stages import Codes, Pcm, Sampling, SessionSpec
+from actors.messages import FrameOut
+from graphs.stages import Codes, Past, Pcm, Sampling, SessionSpec
 
 Rows = npt.NDArray[np.int16]
 
@@ -118,6 +119,22 @@ class Journal:
         self.agent_codes.append(frame, agent_codes)
         self.pending = np.zeros((0, ROW_WIDTH), dtype=np.int16) if pending is None else pending.copy()
         return True
+
+    def take(self, out: FrameOut) -> bool:
+        """Notes an answer as `record` does, and the anchor it came after. False if it was noted before."""
+        begun = None if out.next_column is None else out.next_column[None]
+        if not self.record(out.key.frame, out.journal_row, out.user_codes, out.codes, begun):
+            return False
+        if out.first_row > self.first_row:
+            self.anchor(out.key.frame, out.first_row)
+        return True
+
+    def past(self) -> Past:
+        """What an engine needs to go on with `next_frame`."""
+        if self.pending.shape[0] > 0:
+            return Past(self.rows.array(), self.first_row, self.pending[0])
+        codes = self.user_codes.array()
+        return Past(self.rows.array(), self.first_row, None, codes[-1] if len(codes) else None)
 
     def control(self, frame: int, kind: str, values: Sequence[float]) -> None:
         """Notes a change in force from `frame` on; frames come in order."""

@@ -62,6 +62,8 @@ class FrameOut:
     user_codes: Codes  # [8] int16
     journal_row: Codes  # [17] int16, the raw input column of the step
     replica_ms: float  # from the frame's arrival at the replica to this message; the budget is 80
+    next_column: Codes | None = None  # [17] int16, the column that the step began; None from builds without it
+    first_row: int = 0  # the oldest frame whose column a rebuild needs: 0 until the engine anchors
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,8 @@ class Replica:
     async def _open_stages(self, call: Call) -> None:
         """Opens the stages and ends the call if one refuses; `_opened` tells the opener."""
         try:
-            prompt = await self._stages.open(call.session, call.epoch, call.lease.slot, call.request.spec)
+            asked = call.request
+            prompt = await self._stages.open(call.session, call.epoch, call.lease.slot, asked.spec, asked.tenant)
         except ServingError as refusal:
             self.end(call, refusal)
         else:

@@ -14,6 +14,7 @@ import torch
 from actors.codec_stage import CODEBOOKS, FRAME_SAMPLES, DecoderStage, EncoderStage
 from actors.converse_stage import EngineStage
 from actors.stage_config import StageConfig, StageDescription
+from graphs.anchors import AnchorPolicy
 from graphs.backends import default_dtype
 from graphs.codec import DecoderLane, EncoderLane
 from graphs.engine import ConversationEngine
@@ -58,7 +59,7 @@ def build_decoder(config: StageConfig) -> tuple[DecoderStage, StageDescription]:
 def build_engine(config: StageConfig) -> tuple[EngineStage, StageDescription]:
     started = time.monotonic()
     checkpoint = _load(config, "lm", "text")
-    engine = ConversationEngine(checkpoint, config.slots)
+    engine = ConversationEngine(checkpoint, config.slots, anchors=AnchorPolicy.of_seconds(config.anchor_s))
     _read_voices(checkpoint)
     _warm_up(engine, checkpoint)
     numerics_id = f"{engine.numerics_id}{_threads_id(config)}"

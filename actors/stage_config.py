@@ -14,6 +14,8 @@ class StageConfig:
     device: str = "cpu"
     dtype: str | None = None  # "float32" or "bfloat16"
     threads: int = 1
+    # The language model re-reads its prompt and its most recent frames so often, once its context is full; 0: never.
+    anchor_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)

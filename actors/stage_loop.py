@@ -63,10 +63,12 @@ class StageLoops:
             flights = self._encoded.take()  # none while only prompts wait: then the step just prefills
             reply = await self._stages.call("engine", self._stages.converse.step, batch_of(flights, 8))
             self._book.prompts(reply.ready, reply.failed)
-            rows = dict(zip(reply.frames.keys, reply.journal, strict=True))
+            place = {key: i for i, key in enumerate(reply.frames.keys)}
             for flight, tokens in self._answers("engine", flights, reply.frames):
                 flight.text_token, flight.agent_codes = int(tokens[0]), tokens[1:]
-                flight.row, flight.journal_row = flight.agent_codes, rows[flight.key].copy()
+                i, flight.row = place[flight.key], flight.agent_codes
+                flight.journal_row, flight.next_column = reply.journal[i].copy(), reply.next_columns[i].copy()
+                flight.first_row = int(reply.first_rows[i])
                 self._spoken.put(flight)
 
     async def decode(self) -> None:
@@ -93,6 +95,8 @@ class StageLoops:
             user_codes=flight.user_codes,
             journal_row=flight.journal_row,
             replica_ms=frame_ms,
+            next_column=flight.next_column,
+            first_row=flight.first_row,
         )
         try:
             call.answered(out)

@@ -44,10 +44,10 @@ class StageSet:
         except Exception as error:
             raise self.fail(stage, error) from error
 
-    async def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> PromptInfo:
+    async def open(self, session: str, epoch: int, slot: int, spec: SessionSpec, tenant: str) -> PromptInfo:
         """Opens all three and returns when all three have answered; raises the first refusal in this order."""
         prompt, *others = await asyncio.gather(
-            self.call("engine", self.converse.open, session, epoch, slot, spec),
+            self.call("engine", self.converse.open, session, epoch, slot, spec, None, tenant),
             self.call("encoder", self.encoder.open, session, epoch, slot),
             self.call("decoder", self.decoder.open, session, epoch, slot),
             return_exceptions=True,

@@ -16,7 +16,7 @@ from actors.encoder_actor import EncoderActor, EncoderShell
 from actors.engine_actor import EngineActor, EngineShell
 from actors.errors import ServingError
 from actors.stage_config import StageConfig, StageDescription, combined_numerics_id
-from graphs.stages import ConverseReply, PromptInfo, SessionSpec, StageBatch, StageReply
+from graphs.stages import ConverseReply, Past, PromptInfo, SessionSpec, StageBatch, StageReply
 
 T = TypeVar("T")
 
@@ -69,8 +69,17 @@ class ConverseRemote:
     def __init__(self, actor: ActorProxy[EngineShell]) -> None:
         self.actor = actor
 
-    async def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> PromptInfo:
-        return await answer(self.actor.open.remote(session, epoch, slot, spec))
+    async def open(
+        self,
+        session: str,
+        epoch: int,
+        slot: int,
+        spec: SessionSpec,
+        past: Past | None = None,
+        tenant: str | None = None,
+    ) -> PromptInfo:
+        # Ray's types know a method's parameters up to the first that has a default.
+        return await answer(self.actor.open.remote(session, epoch, slot, spec, past, tenant))  # type: ignore[call-arg]
 
     async def step(self, batch: StageBatch) -> ConverseReply:
         return await answer(self.actor.step.remote(batch))

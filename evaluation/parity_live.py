@@ -39,7 +39,7 @@ def run_live(goldens: Sequence[Golden], device: str) -> list[Row]:
         for golden in goldens:
             with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
                 folder = write_checkpoint(golden, Path(scratch))
-                config = StageConfig(str(folder), slots=SLOTS, device=device, dtype="float32")
+                config = StageConfig(str(folder), slots=SLOTS, device=device, dtype="float32", anchor_s=0)
                 if isinstance(golden, LmGolden):
                     rows += live_lm(golden, config)
                 else:

@@ -28,7 +28,7 @@ class AnchorPolicy:
     """
 
     every: int = 1500
-    lead: int = 128
+    lead: int = 64
 
     @staticmethod
     def of_seconds(every_s: float) -> AnchorPolicy | None:

@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from graphs.anchors import AnchorPolicy
+from graphs.prefill_budget import PrefillBudget
+from graphs.prefix_cache import DEFAULT_LIMIT_BYTES, PrefixCache, PrefixOwners
 from graphs.sampling import MAX_TOP_K
 from graphs.slot_engine import DEFAULT_TILE, SlotEngine, StepOut
-from graphs.stages import Sampling, SessionSpec
+from graphs.stages import Past, Sampling, SessionSpec
 from models.checkpoint import Checkpoint
 from models.lm import LanguageModel
 from models.prompt import Prompt, build_prompt
@@ -27,14 +30,28 @@ class PromptInfo(NamedTuple):
 class ConversationEngine:
     """SlotEngine for people: slots are opened by SessionSpec, with voices and tokenizer of the checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, slots: int, *, tile: int = DEFAULT_TILE) -> None:
-        """Raises ValueError if the checkpoint was loaded without its language model."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        slots: int,
+        *,
+        tile: int = DEFAULT_TILE,
+        anchors: AnchorPolicy | None = None,
+        prefix_bytes: int = DEFAULT_LIMIT_BYTES,
+    ) -> None:
+        """anchors: None lets windows slide, as the published code does. prefix_bytes: for prompts' beginnings.
+
+        Raises ValueError if the checkpoint was loaded without its language model.
+        """
         if checkpoint.lm is None:
             raise ValueError("this checkpoint was loaded without its language model: ask for the part 'lm'")
         self._checkpoint = checkpoint
-        self.slot_engine = SlotEngine(checkpoint.lm, slots, tile=tile)
+        self.prefixes = PrefixCache(prefix_bytes)
+        self.slot_engine = SlotEngine(
+            checkpoint.lm, slots, tile=tile, anchors=anchors, budget=PrefillBudget(tile), prefixes=self.prefixes
+        )
         layout = self.slot_engine.cache.layout
-        self.numerics_id = numerics_id(checkpoint.lm, checkpoint.weights_hash, layout, tile)
+        self.numerics_id = numerics_id(checkpoint.lm, checkpoint.weights_hash, layout, tile, anchors)
 
     def prompt(self, spec: SessionSpec) -> Prompt:
         """The columns of a session's system prompt. Raises ValueError with a sentence for the user."""
@@ -58,11 +75,16 @@ class ConversationEngine:
             sine_codes=checkpoint.sine_codes,
         )
 
-    def open(self, slot: int, spec: SessionSpec) -> PromptInfo:
-        """Gives `slot` to a new conversation. Raises ValueError with a sentence for the user."""
+    def open(self, slot: int, spec: SessionSpec, *, past: Past | None = None, tenant: str | None = None) -> PromptInfo:
+        """Gives `slot` to a conversation: a new one, or one that goes on from its `past`.
+
+        tenant: whose role it is. Their next conversation with it starts faster, nobody else's does; without a name only
+        the voice, which is the checkpoint's, is remembered. Raises ValueError with a sentence for the user.
+        """
         check_sampling(spec.sampling)
         prompt = self.prompt(spec)
-        self.slot_engine.open(slot, prompt, spec.sampling, spec.seed)
+        owners = PrefixOwners(role=tenant or None)
+        self.slot_engine.open(slot, prompt, spec.sampling, spec.seed, past=past, owners=owners)
         return PromptInfo(prompt.frames, prompt.digest)
 
     def step(self, slots: Sequence[int], codes: npt.NDArray[np.int16]) -> StepOut:
@@ -84,9 +106,12 @@ def check_sampling(sampling: Sampling) -> None:
             raise ValueError(f"{name} top-k {top_k} is not in 1 … {MAX_TOP_K}")
 
 
-def numerics_id(model: LanguageModel, weights_hash: str, layout: str, tile: int) -> str:
+def numerics_id(
+    model: LanguageModel, weights_hash: str, layout: str, tile: int, anchors: AnchorPolicy | None = None
+) -> str:
     """Engines of equal id compute equal bits from equal inputs; recovery is only token-identical between those."""
     on_cpu = model.device.type == "cpu"
     capability = torch.backends.cpu.get_cpu_capability() if on_cpu else f"cuda{torch.version.cuda}"
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"{weights_hash[:16]}-{dtype}-{capability}-torch{torch.__version__}-{layout}-t{tile}"
+    kept = anchors.id if anchors is not None else "a0"
+    return f"{weights_hash[:16]}-{dtype}-{capability}-torch{torch.__version__}-{layout}-t{tile}-{kept}"

@@ -52,8 +52,12 @@ class PrefillBudget:
             self._live_ms[key] = _blend(self._live_ms.get(key), took_ms)
         elif prefill >= LEAST_ROWS:
             row_ms = max(0.0, took_ms - self._expected_ms(live)) / prefill
-            # One slow step is believed at once, fast ones only after a while: a missed deadline is heard.
-            self._row_ms = row_ms if self._row_ms is None or row_ms > self._row_ms else _blend(self._row_ms, row_ms)
+            # Slow steps are believed at once, fast ones only after a while: a missed deadline is heard. But not more
+            # than twice as slow: once, that may have been anything.
+            if self._row_ms is None or row_ms > self._row_ms:
+                self._row_ms = row_ms if not self._row_ms else min(row_ms, 2 * self._row_ms)
+            else:
+                self._row_ms = _blend(self._row_ms, row_ms)
 
     def _expected_ms(self, live: int) -> float:
         """Of a step without prefill; from the nearest count measured, 0 as long as none was."""

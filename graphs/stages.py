@@ -111,7 +111,9 @@ class ConverseReply(NamedTuple):
     """What one frame step gave.
 
     `frames.data` is [n, 9] int16: the text token and the agent's 8 codes of that very frame (codebooks 1-7
-    are de-delayed). `journal` is [n, 17] int16: the raw input column the step ran on.
+    are de-delayed). `journal` is [n, 17] int16: the raw input column the step ran on; `next_columns` [n, 17] int16
+    the column it began, -2 where the next frame will tell; `first_rows` [n] int32 the oldest frame whose column a
+    rebuild needs, which is 0 until the first anchor.
     `ready` names conversations whose prompt finished in this step. `pending` counts prompts still to prefill,
     so the caller knows to call again even when no frame waits.
     """
@@ -121,6 +123,8 @@ class ConverseReply(NamedTuple):
     ready: tuple[tuple[str, int], ...]  # (session, epoch)
     failed: tuple[tuple[str, int, str], ...]  # (session, epoch, reason): prompts that could not be built
     pending: int
+    next_columns: npt.NDArray[np.int16]
+    first_rows: npt.NDArray[np.int32]
 
 
 class CodecStage(Protocol):
@@ -136,7 +140,15 @@ class CodecStage(Protocol):
 class ConverseStage(Protocol):
     """The language model: user codes [n, 8] in, agent tokens [n, 9] out. An empty batch only prefills."""
 
-    def open(self, session: str, epoch: int, slot: int, spec: SessionSpec) -> PromptInfo: ...
+    def open(
+        self,
+        session: str,
+        epoch: int,
+        slot: int,
+        spec: SessionSpec,
+        past: Past | None = None,
+        tenant: str | None = None,
+    ) -> PromptInfo: ...
 
     def step(self, batch: StageBatch) -> ConverseReply: ...
 

@@ -369,7 +369,7 @@ class Conversation:
         if frame.key.frame < self._answered:
             return  # answered again after a retry
         try:
-            self.journal.record(frame.key.frame, frame.journal_row, frame.user_codes, frame.codes)
+            self.journal.take(frame)
         except JournalError as error:
             self.fail(ConversationBroken("A frame of the agent is missing."))
             log.error("session %s: %s", self.session, error)

@@ -97,7 +97,8 @@ def _encode_open(m: OpenRequest) -> Wire:
 
 def _encode_frame_out(m: FrameOut) -> Wire:
     arrays = [_raw(m.pcm), _raw(m.codes), _raw(m.user_codes), _raw(m.journal_row)]
-    return [_FRAME_OUT, *m.key, m.text_token, m.text, m.replica_ms, *arrays]
+    begun = b"" if m.next_column is None else _raw(m.next_column)
+    return [_FRAME_OUT, *m.key, m.text_token, m.text, m.replica_ms, *arrays, begun, m.first_row]
 
 
 _ENCODERS: dict[type, Callable[[Any], Wire]] = {
@@ -153,6 +154,9 @@ def _decode_frame_out(f: Wire) -> FrameOut:
         user_codes=_array(f[8], AGENT_CODES, "user_codes"),
         journal_row=_array(f[9], STREAMS, "journal_row"),
         replica_ms=_number(f[5], "replica_ms"),
+        # Not from builds before these two; a journal does without, at the price of a row more to run.
+        next_column=_array(f[10], STREAMS, "next_column") if len(f) > 11 and f[10] != b"" else None,
+        first_row=_count(f[11], "first_row") if len(f) > 11 else 0,
     )
 
 

@@ -16,7 +16,7 @@ from actors.converse_stage import EngineStage
 from actors.interfaces import ReplicaSettings
 from actors.messages import Down, Failed, FrameIn, FrameOut, Need, OpenRequest, Ready
 from actors.replica import Replica
-from graphs.stages import FrameKey, PromptInfo, SessionSpec, StageBatch
+from graphs.stages import FrameKey, Past, PromptInfo, SessionSpec, StageBatch
 
 T = TypeVar("T")
 Rows = npt.NDArray[np.int16]
@@ -99,6 +99,8 @@ class FakeStep(NamedTuple):
     journal: Rows
     ready: tuple[int, ...]
     pending: int
+    next_columns: Rows
+    first_rows: npt.NDArray[np.int32]
 
 
 class FakeEngine:
@@ -114,7 +116,7 @@ class FakeEngine:
         self.open_slots: set[int] = set()
         self.steps = 0
 
-    def open(self, slot: int, spec: SessionSpec) -> PromptInfo:
+    def open(self, slot: int, spec: SessionSpec, *, past: Past | None = None, tenant: str | None = None) -> PromptInfo:
         if spec.role == "bad":
             raise ValueError("This role cannot be taken: shorten it.")
         assert slot not in self.open_slots
@@ -141,7 +143,8 @@ class FakeEngine:
             if self.left[slot] == 0:
                 del self.left[slot]
                 ready.append(slot)
-        return FakeStep(tokens, journal, tuple(ready), len(self.left))
+        begun = np.where(journal > 0, journal - 1, np.int16(-2))
+        return FakeStep(tokens, journal, tuple(ready), len(self.left), begun, np.zeros(len(slots), dtype=np.int32))
 
     def close(self, slot: int) -> None:
         self.open_slots.discard(slot)
