@@ -18,7 +18,7 @@ from loadtest.speech import write_wav
 from tests.browser import find_chromium, open_page
 
 TALK_S = 9.0
-WIDTH, HEIGHT = 1180, 830
+WIDTH, HEIGHT = 1180, 870
 
 
 async def take(url: str) -> bytes:
