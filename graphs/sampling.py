@@ -5,12 +5,13 @@ elsewhere. So there is no generator with a state: every token of the vocabulary 
 the largest sum of scaled logit and noise wins (the Gumbel-max trick, which draws from the softmax exactly). Top-k keeps
 the tokens whose logit reaches the k-th largest; where logits tie there, all of them, so that no sort decides.
 
-Two implementations of one rule: torch operators for a device, numpy for the CPU, where torch's top-k and 64-bit integer
-operators took ten times as long (107 against 8 µs for 4 rows of 2,048; the frame has 80 ms).
+Three implementations of one rule: torch operators for a device; for the CPU, where torch's top-k and 64-bit integer
+operators took ten times as long (107 against 8 µs for 4 rows of 2,048), a compiled pass, or numpy without numba.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
 MAX_TOP_K = 512  # a static bound, so that a captured step has one shape
 
 _GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment and multipliers (Steele et al. 2014)
@@ -50,7 +52,13 @@ class Sampler(Protocol):
 
 
 def make_sampler(rows: SamplingRows, device: torch.device) -> Sampler:
-    return HostSampler(rows) if device.type == "cpu" else DeviceSampler(rows, device)
+    if device.type != "cpu":
+        return DeviceSampler(rows, device)
+    if HAS_NUMBA:
+        from graphs.compiled_sampling import CompiledSampler
+
+        return CompiledSampler(rows)
+    return HostSampler(rows)
 
 
 def row_keys(rows: SamplingRows) -> Words:
@@ -68,10 +76,15 @@ class HostSampler:
         self._rows = rows
         self._row_keys = row_keys(rows)
 
+    def stream_keys(self, stream: int) -> Words:
+        """What a row's randomness in one stream is made of, [rows]."""
+        with np.errstate(over="ignore"):
+            return _mix(self._row_keys + np.uint64(stream + 1))
+
     def noise(self, stream: int, card: int) -> Reals:
         """Standard Gumbel noise [rows, card]."""
         with np.errstate(over="ignore"):
-            row = _mix(self._row_keys + np.uint64(stream + 1))
+            row = self.stream_keys(stream)
             mixed = _mix(row[:, None] + np.arange(1, card + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
         # 23 bits: with its half added, fp32 still holds each exactly, so the result is never 0 nor 1.
         uniform = ((mixed >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
@@ -79,10 +92,10 @@ class HostSampler:
         return noise
 
     def draw(self, logits: Tensor, stream: int) -> Tensor:
-        scores, (temperature, top_k) = logits.numpy(), _parameters(self._rows, stream)
+        scores, (temperature, top_k) = logits.numpy(), parameters(self._rows, stream)
         drawn = temperature > 0
         if drawn.any():
-            threshold = _kth_largest(scores, np.minimum(top_k, scores.shape[1]))
+            threshold = kth_largest(scores, np.minimum(top_k, scores.shape[1]))
             scaled = scores / np.where(drawn, temperature, 1)[:, None] + self.noise(stream, scores.shape[1])
             # Only candidates of a row that draws; a greedy row keeps its plain logits.
             kept = np.where(scores >= threshold[:, None], scaled, -np.inf)
@@ -125,13 +138,13 @@ def gumbel_noise(keys: Tensor, stream: int, card: int) -> Tensor:
     return -torch.log(-torch.log((bits.float() + 0.5) * 2.0**-23))
 
 
-def _parameters(rows: SamplingRows, stream: int) -> tuple[Reals, npt.NDArray[np.int64]]:
+def parameters(rows: SamplingRows, stream: int) -> tuple[Reals, npt.NDArray[np.int64]]:
     if stream == 0:
         return rows.text_temperature, rows.text_top_k
     return rows.audio_temperature, rows.audio_top_k
 
 
-def _kth_largest(scores: Reals, top_k: npt.NDArray[np.int64]) -> Reals:
+def kth_largest(scores: Reals, top_k: npt.NDArray[np.int64]) -> Reals:
     """The k-th largest of each row: scores [rows, card], top_k [rows] → [rows]. Rows of equal k share a pass."""
     threshold = np.empty(len(scores), dtype=np.float32)
     for k in np.unique(top_k):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from graphs.compiled_sampling import CompiledSampler
 from graphs.sampling import DeviceSampler, HostSampler, SamplingRows
 
 CPU = torch.device("cpu")
@@ -26,11 +27,12 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("sampler", [HostSampler, CompiledSampler])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_frequencies_follow_the_softmax(temperature: float) -> None:
+def test_frequencies_follow_the_softmax(temperature: float, sampler: type[HostSampler]) -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5, 3.0])
     rows = 60_000
-    tokens = HostSampler(rows_of(rows, temperature=temperature)).draw(logits.expand(rows, -1).contiguous(), 3)
+    tokens = sampler(rows_of(rows, temperature=temperature)).draw(logits.expand(rows, -1).contiguous(), 3)
     counts = torch.bincount(tokens, minlength=6).double()
     expected = (logits / temperature).softmax(-1).double() * rows
     chi_square = ((counts - expected) ** 2 / expected).sum().item()
@@ -45,7 +47,8 @@ def test_top_k_never_draws_beyond_k() -> None:
 
 def test_ties_at_the_last_place_are_all_in() -> None:
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0]]).expand(4_000, -1).contiguous()
-    for sampler in (HostSampler(rows_of(4_000, top_k=2)), DeviceSampler(rows_of(4_000, top_k=2), CPU)):
+    rows = rows_of(4_000, top_k=2)
+    for sampler in (HostSampler(rows), CompiledSampler(rows), DeviceSampler(rows, CPU)):
         assert set(sampler.draw(logits, 0).tolist()) == {0, 1, 2, 3}
 
 
@@ -53,7 +56,7 @@ def test_temperature_zero_is_greedy_beside_rows_that_draw() -> None:
     logits = normal(64, 100, seed=2)
     rows = rows_of(64)
     rows.audio_temperature[::2] = 0.0
-    for sampler in (HostSampler(rows), DeviceSampler(rows, CPU)):
+    for sampler in (HostSampler(rows), CompiledSampler(rows), DeviceSampler(rows, CPU)):
         tokens = sampler.draw(logits, 4)
         assert torch.equal(tokens[::2], logits.argmax(-1)[::2])
         assert not torch.equal(tokens[1::2], logits.argmax(-1)[1::2])
@@ -75,6 +78,7 @@ def test_a_row_does_not_know_its_neighbours(seed: int, column: int, others: int,
 
     alone = HostSampler(crowd(1)).draw(logits[-1:], 1)[0]
     assert HostSampler(crowd(others + 1)).draw(logits, 1)[-1] == alone
+    assert CompiledSampler(crowd(others + 1)).draw(logits, 1)[-1] == alone
     assert DeviceSampler(crowd(others + 1), CPU).draw(logits, 1)[-1] == alone
 
 
