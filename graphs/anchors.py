@@ -21,7 +21,8 @@ _GOLDEN = 0x9E3779B97F4A7C15  # spreads seeds that are consecutive numbers
 
 @dataclass(frozen=True)
 class AnchorPolicy:
-    """every: frames from one anchor to the next, or half of the room beside the prompt if that is less.
+    """every: frames from one anchor to the next, or three fifths of the room beside the prompt if that is less: what an
+    anchor keeps of the conversation is the rest.
 
     lead: frames before an anchor at which its ring begins to be filled. Longer leads take fewer rows from each step,
     but hold a spare ring for longer.
@@ -38,7 +39,7 @@ class AnchorPolicy:
     def plan(self, window: int, prompt_frames: int, seed: int) -> AnchorPlan | None:
         """None where the prompt leaves no room for anchors."""
         room = window - prompt_frames
-        period = min(self.every, room // 2)
+        period = min(self.every, room * 3 // 5)
         if period < MIN_PERIOD:
             return None
         sooner = ((seed * _GOLDEN) >> 32) % max(1, period // 2)
