@@ -56,7 +56,7 @@ class PackedSpeech:
 
 
 def draw(speech: PackedSpeech, batch: int, frames: int, rng: np.random.Generator) -> CodecBatch:
-    """One training batch: mostly clean speech, some of it through a microphone; now and then silence, noise or a tone."""
+    """One training batch: mostly clean speech, some through a microphone; now and then silence, noise or a tone."""
     audios, semantics, spoken = [], [], []
     for _ in range(batch):
         audio, semantic = speech.crop(frames, rng)
