@@ -42,7 +42,7 @@ class AnchorPolicy:
         period = min(self.every, room * 3 // 5)
         if period < MIN_PERIOD:
             return None
-        sooner = ((seed * _GOLDEN) >> 32) % max(1, period // 2)
+        sooner = (((seed * _GOLDEN) % 2**64) * (period // 2)) >> 64
         return AnchorPlan(first=room - sooner, period=period, keep=room - period, lead=min(self.lead, period // 2))
 
     @property
