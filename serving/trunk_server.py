@@ -166,6 +166,9 @@ class _Link:
             self._replica.offer(frame)
         except ServingError as error:
             self.sink(Failed(frame.key.session, frame.key.epoch, error.code, error.message))
+        except Exception:  # as below: one conversation's end and no other's
+            log.exception("frame %d of %s failed", frame.key.frame, frame.key.session)
+            self.sink(Failed(frame.key.session, frame.key.epoch, "internal", "A frame could not be taken."))
 
     async def _open(self, request: OpenRequest) -> None:
         try:

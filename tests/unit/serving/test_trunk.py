@@ -56,6 +56,8 @@ class EchoReplica:
         sink = self.sinks.get((frame.key.session, frame.key.epoch))
         if sink is None:
             raise UnknownSession("Not here.")
+        if frame.key.session == "cursed":
+            raise ZeroDivisionError
         zeros, row = np.zeros(8, dtype=np.int16), np.zeros(17, dtype=np.int16)
         sink(FrameOut(frame.key, frame.pcm, 3, "", zeros, zeros, row, 1.0))
 
@@ -170,6 +172,10 @@ async def test_a_refusal_and_a_bug_end_one_conversation_only() -> None:
         assert isinstance(failed, Failed)
         assert failed.code == "internal"
         trunk = await it.trunk()
+        cursed = await it.open("cursed")
+        assert isinstance(await cursed.next(), Ready)
+        await trunk.send(FrameIn(FrameKey("cursed", 1, 0), PCM))
+        assert isinstance(await cursed.next(), Failed)
         await trunk.send(FrameIn(FrameKey("good", 1, 0), PCM))
         assert isinstance(await good.next(), FrameOut)
 
