@@ -38,6 +38,7 @@ class AcquireRequest:
     ingress_node: str
     wait_s: float = 0.0
     after_epoch: int = 0
+    avoid: tuple[str, ...] = ()  # replicas the caller has just failed to reach; the router has not noticed yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class SessionRouter:
         in_force = self._leases.epoch_in_force(request.session)
         if in_force != request.after_epoch:
             raise StaleEpoch(f"The conversation is at epoch {in_force}, not {request.after_epoch}.")
-        candidate = place(self._replicas.values(), request.ingress_node)
+        candidate = self._place(request)
         verdict = admit(
             # One that moves is counted already.
             tenant_busy=self._leases.held_by(request.tenant) + self._queued_of[request.tenant] - (lease is not None),
@@ -203,6 +204,12 @@ class SessionRouter:
             incarnation=self.incarnation,
         )
 
+    def _place(self, request: AcquireRequest) -> _Replica | None:
+        if not request.avoid:
+            return place(self._replicas.values(), request.ingress_node)
+        reachable = (replica for replica in self._replicas.values() if replica.replica not in request.avoid)
+        return place(reachable, request.ingress_node)
+
     def _grant(self, request: AcquireRequest, candidate: _Replica) -> Grant:
         try:
             lease = self._leases.grant(
@@ -248,7 +255,7 @@ class SessionRouter:
             if future.done():
                 self._leave_queue(request)
                 continue
-            candidate = place(self._replicas.values(), request.ingress_node)
+            candidate = self._place(request)
             if candidate is None:
                 return
             self._leave_queue(request)

@@ -44,6 +44,7 @@ class FakeRouter:
 
     def __init__(self, slots: int = 2) -> None:
         self.free = slots
+        self.replicas = ["r1"]
         self.held: dict[str, int] = {}
         self.requests: list[AcquireRequest] = []
         self.released: list[tuple[str, int, bool]] = []
@@ -53,12 +54,13 @@ class FakeRouter:
     async def acquire(self, request: AcquireRequest) -> Grant:
         self.requests.append(request)
         await self.before.passed()
-        if not self.free:
+        if not self.free or set(self.replicas) <= set(request.avoid):
             raise NoCapacity("All slots are taken.")
         self.free -= 1
-        self.held[request.session] = 1
+        epoch = self.held[request.session] = request.after_epoch + 1
         await self.after.passed()
-        return Grant(request.session, 1, "r1", "ws://r1", "numerics")
+        replica = next(replica for replica in self.replicas if replica not in request.avoid)
+        return Grant(request.session, epoch, replica, f"ws://{replica}", "numerics")
 
     async def release(self, session: str, epoch: int, *, opened: bool) -> None:
         self.released.append((session, epoch, opened))
@@ -117,10 +119,11 @@ class Trunks:
     def __init__(self, trunk: FakeTrunk) -> None:
         self.trunk = trunk
         self.gate = Gate()
+        self.dead: set[str] = set()
 
     async def get(self, address: str) -> FakeTrunk:
         await self.gate.passed()
-        if self.trunk.lost:
+        if self.trunk.lost or address in self.dead:
             raise ReplicaLost("cannot be reached")
         return self.trunk
 

@@ -72,6 +72,7 @@ class LeaseTable:
         self._past: dict[str, tuple[int, float]] = {}  # ended sessions: highest epoch, and until when to remember
         self._of_replica: defaultdict[str, set[str]] = defaultdict(set)
         self._quarantined_on: Counter[str] = Counter()
+        self._occupied: Counter[str] = Counter()  # active and quarantined; placement asks for it of every replica
         self._of_tenant: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -83,7 +84,7 @@ class LeaseTable:
 
     def occupied(self, replica: str) -> int:
         """Slots of a replica that are held, or may still be."""
-        return len(self._of_replica.get(replica, ())) + self._quarantined_on[replica]
+        return self._occupied[replica]
 
     def held_by(self, tenant: str) -> int:
         """Conversations a tenant has now."""
@@ -192,7 +193,8 @@ class LeaseTable:
     def _insert(self, lease: Lease) -> None:
         self._active[lease.session] = lease
         self._of_replica[lease.replica].add(lease.session)
-        self._of_tenant[lease.tenant] += 1
+        self._count(self._occupied, lease.replica, 1)
+        self._count(self._of_tenant, lease.tenant, 1)
 
     def _remove(self, lease: Lease) -> None:
         del self._active[lease.session]
@@ -200,9 +202,8 @@ class LeaseTable:
         on_replica.discard(lease.session)
         if not on_replica:
             del self._of_replica[lease.replica]
-        self._of_tenant[lease.tenant] -= 1
-        if not self._of_tenant[lease.tenant]:
-            del self._of_tenant[lease.tenant]
+        self._count(self._occupied, lease.replica, -1)
+        self._count(self._of_tenant, lease.tenant, -1)
 
     def _remember(self, lease: Lease, now_s: float) -> None:
         # Reports written before the end are still on their way; two leases is longer than any of them lives.
@@ -211,10 +212,16 @@ class LeaseTable:
     def _quarantine(self, lease: Lease, now_s: float, *, revivable: bool = False) -> None:
         self._remove(lease)
         self._quarantined[lease.session, lease.epoch] = _Quarantine(lease, now_s + self.lease_s, revivable)
-        self._quarantined_on[lease.replica] += 1
+        self._count(self._quarantined_on, lease.replica, 1)
+        self._count(self._occupied, lease.replica, 1)
 
     def _end_quarantine(self, key: tuple[str, int]) -> None:
         replica = self._quarantined.pop(key).lease.replica
-        self._quarantined_on[replica] -= 1
-        if not self._quarantined_on[replica]:
-            del self._quarantined_on[replica]
+        self._count(self._quarantined_on, replica, -1)
+        self._count(self._occupied, replica, -1)
+
+    @staticmethod
+    def _count(of: Counter[str], name: str, by: int) -> None:
+        of[name] += by
+        if not of[name]:
+            del of[name]  # names come and go for years; only those in use are kept

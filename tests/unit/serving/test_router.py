@@ -74,6 +74,18 @@ async def test_a_replica_that_does_not_admit_gets_nobody(router: SessionRouter) 
         await router.acquire(ask("a"))
 
 
+async def test_a_replica_the_caller_cannot_reach_is_avoided(router: SessionRouter) -> None:
+    router.report(report_of("r1"))
+    router.report(report_of("r2", slots=4))
+    first = await router.acquire(ask("a"))
+    assert first.replica == "r1"
+    router.release("a", 1, "ingress", opened=False)
+    again = AcquireRequest("a", "acme", None, "ingress", "n0", 0.0, after_epoch=1, avoid=("r1",))
+    assert ((await router.acquire(again)).replica, router.status().busy) == ("r2", 1)
+    with pytest.raises(NoCapacity):
+        await router.acquire(AcquireRequest("b", "acme", None, "ingress", "n0", avoid=("r1", "r2")))
+
+
 async def test_asking_again_gives_the_same_grant(router: SessionRouter) -> None:
     router.report(report_of())
     first = await router.acquire(ask("a"))

@@ -22,7 +22,7 @@ from actors.errors import (
 )
 from actors.messages import FrameIn, Need
 from graphs.stages import FrameKey, SessionSpec
-from serving.session import MAX_IN_FLIGHT, Conversation
+from serving.conversation import MAX_IN_FLIGHT, Conversation
 from tests.actor_fakes import settle
 from tests.session_fakes import PCM, SPEC, TENANT, Stage
 
@@ -94,14 +94,29 @@ async def test_no_capacity_is_raised_by_open() -> None:
     await stage.assert_nothing_is_left(slots=0)
 
 
-async def test_a_replica_out_of_reach_gives_the_slot_back_unopened() -> None:
+async def test_a_replica_out_of_reach_gives_the_slot_back_unopened_and_another_is_tried() -> None:
+    stage = Stage()
+    stage.router.replicas = ["r1", "r2"]
+    stage.trunks.dead = {"ws://r1"}
+    async with stage.hub.open(SPEC, TENANT, "test") as conversation:
+        assert conversation.epoch == 2  # the first grant's is over, whatever its replica comes to think
+        assert [(epoch, opened) for _, epoch, opened in stage.router.released] == [(1, False)]
+    await stage.assert_nothing_is_left()
+
+
+async def test_when_no_replica_can_be_reached_there_is_no_capacity() -> None:
     stage = Stage()
     stage.trunk.lost = True
-    with pytest.raises(ReplicaLost):
+    with pytest.raises(NoCapacity):
         async with stage.hub.open(SPEC, TENANT, "test"):
             pass
     await stage.assert_nothing_is_left()
-    assert [opened for _, _, opened in stage.router.released] == [False]
+    stage.router.replicas = ["r1", "r2", "r3", "r4"]
+    with pytest.raises(ReplicaLost):  # not for ever
+        async with stage.hub.open(SPEC, TENANT, "test"):
+            pass
+    await stage.assert_nothing_is_left()
+    assert [opened for _, _, opened in stage.router.released] == [False] * 4
 
 
 async def test_what_the_replica_says_against_it_is_raised_by_ready() -> None:
