@@ -36,6 +36,8 @@ SHAPES: dict[str, tuple[LMConfig, MimiConfig]] = {
     "7b": (LMConfig(), MimiConfig()),
 }
 
+KV_BACKENDS = {"model": "auto", "fp8": "static-fp8"}
+
 
 def shapes_of(name: str) -> tuple[LMConfig, MimiConfig]:
     """The shapes called `name`, or those of a checkpoint's folder. Raises ValueError if it is neither."""
@@ -63,6 +65,8 @@ class FrameRow:
     device: str
     dtype: str
     threads: int
+    kv: str = ""  # the dtype of keys and values
+    prefill_ms: float = 0.0  # the step of all but one slot beside a whole tile of the last one's prompt
 
     @property
     def frame_ms(self) -> float:
@@ -98,8 +102,11 @@ def random_mimi(config: MimiConfig, device: torch.device) -> Mimi:
     return mimi.to(device)
 
 
-def step_bytes(model: LanguageModel, slots: int, context_frames: int) -> int:
-    """What a step cannot avoid to read: every weight but the tables it looks single rows up in, and the keys seen."""
+def step_bytes(model: LanguageModel, slots: int, context_frames: int, key_bytes: float | None = None) -> int:
+    """What a step cannot avoid to read: every weight but the tables it looks single rows up in, and the keys seen.
+
+    key_bytes: of each stored number, its share of a scale included; the model's own if not given.
+    """
     weights = sum(
         parameter.numel() * parameter.element_size()
         for name, parameter in model.named_parameters()
@@ -107,20 +114,28 @@ def step_bytes(model: LanguageModel, slots: int, context_frames: int) -> int:
     )
     config = model.config
     keys = 2 * config.num_layers * config.dim * min(context_frames, config.window)
-    return weights + slots * keys * model.text_linear.weight.element_size()
+    size = model.text_linear.weight.element_size() if key_bytes is None else key_bytes
+    return weights + int(slots * keys * size)
 
 
-def measure_step(model: LanguageModel, cache: KVCache, slots: int, context_frames: int) -> float:
-    """Milliseconds for all `slots` to advance by a frame when each already holds `context_frames`."""
-    fixed = model.device.type == "cuda"
-    step = FrameStep(
-        model, cache, fixed_rows=cache.slots + DEFAULT_TILE if fixed else 0, fixed_emits=cache.slots if fixed else 0
-    )
-    tokens = np.random.default_rng(0).integers(0, model.config.text_card, (slots, STREAMS)).astype(np.int16)
+def key_bytes(cache: KVCache) -> float:
+    """Of each number in a cache, its share of a scale included."""
+    return cache.bytes_per_slot / (2 * cache.keys[:, 0].numel())
+
+
+def measure_step(step: FrameStep, model: LanguageModel, slots: int, context_frames: int, prefill: int = 0) -> float:
+    """Milliseconds for `slots` to advance by a frame when each already holds `context_frames`.
+
+    prefill: rows of a prompt in the slot behind them, which holds as many already.
+    """
+    rows = slots + prefill
+    tokens = np.random.default_rng(0).integers(0, model.config.text_card, (rows, STREAMS)).astype(np.int16)
     tokens[:, 1:] %= model.config.card
     position = context_frames - 1
     free = np.full(GENERATED, UNGENERATED, dtype=np.int16)
     spans = [Span(slot, 1, slot, position) for slot in range(slots)]
+    if prefill:
+        spans.append(Span(slots, prefill, slots, context_frames))
     emits = [Emit(slot, position + 1, free, Sampling(), seed=slot) for slot in range(slots)]
     return median_ms(lambda: step.run(tokens, spans, emits), model.device)
 
@@ -147,21 +162,26 @@ class FrameBench:
         self._model = random_lm(lm, device, dtype)
         self._codec = random_mimi(mimi, device)
 
-    def measure(self, slots: int, contexts: Sequence[int]) -> Iterator[FrameRow]:
+    def measure(self, slots: int, contexts: Sequence[int], backend: str = "auto") -> Iterator[FrameRow]:
         """A row for each of `contexts` as it is measured. Full contexts are reserved, as in service.
 
-        Raises torch.OutOfMemoryError if the device cannot hold so many slots.
+        backend: see graphs.backends. Raises torch.OutOfMemoryError if the device cannot hold so many slots.
         """
         model, dtype = self._model, self._model.dtype
         encode_ms, decode_ms = measure_codec(self._codec, slots, self.device)
-        cache = make_cache(model.config, slots, DEFAULT_TILE, device=self.device, dtype=dtype)
+        cache = make_cache(model.config, slots, DEFAULT_TILE, device=self.device, dtype=dtype, backend=backend)
+        fixed = self.device.type == "cuda"
+        step = FrameStep(
+            model, cache, fixed_rows=slots + DEFAULT_TILE if fixed else 0, fixed_emits=slots if fixed else 0
+        )
         for context in contexts:
-            needed = step_bytes(model, slots, context)
+            needed = step_bytes(model, slots, context, key_bytes(cache))
             yield FrameRow(
                 slots=slots,
                 context_frames=context,
                 encode_ms=round(encode_ms, 3),
-                step_ms=round(measure_step(model, cache, slots, context), 3),
+                step_ms=round(measure_step(step, model, slots, context), 3),
+                prefill_ms=round(measure_step(step, model, slots - 1, context, DEFAULT_TILE), 3),
                 decode_ms=round(decode_ms, 3),
                 roofline_ms=round(needed / self.bandwidth * 1e3, 3),
                 step_bytes=needed,
@@ -169,6 +189,7 @@ class FrameBench:
                 device=device_name(self.device),
                 dtype=str(dtype).removeprefix("torch."),
                 threads=torch.get_num_threads(),
+                kv=str(cache.keys.dtype).removeprefix("torch."),
             )
 
 
@@ -195,7 +216,8 @@ def pick_device(name: str) -> torch.device:
 def line(row: FrameRow) -> str:
     return (
         f"{row.slots:3d} slots, {row.context_frames:4d} frames held: encode {row.encode_ms:7.2f}  "
-        f"step {row.step_ms:7.2f} (roofline {row.roofline_ms:6.2f})  decode {row.decode_ms:7.2f}  "
+        f"step {row.step_ms:7.2f} (roofline {row.roofline_ms:6.2f}; with a prompt's tile {row.prefill_ms:6.2f})  "
+        f"decode {row.decode_ms:7.2f}  "
         f"together {row.frame_ms:7.2f} of 80 ms"
     )
 
@@ -209,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU; the server uses one")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--kv", choices=KV_BACKENDS, default="model", help="keys and values as computed, or in fp8")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     arguments = parser.parse_args(argv)
     try:
@@ -220,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = FrameBench(lm, mimi, device, default_dtype(device))
     rows: list[FrameRow] = []
     for slots in arguments.slots:
-        for row in bench.measure(slots, arguments.context or default_contexts(lm)):
+        for row in bench.measure(slots, arguments.context or default_contexts(lm), KV_BACKENDS[arguments.kv]):
             rows.append(row)
             if not arguments.json:
                 print(line(row), flush=True)

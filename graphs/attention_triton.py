@@ -11,8 +11,6 @@ path as sixteen rows of a prompt, padded: the products are hidden behind the rea
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -27,7 +25,7 @@ SPLIT_KEYS = 384  # 8 pieces of a 7B ring: 256 programs a slot and layer, so tha
 
 
 @kernel
-def _scale_of(vector: Any, exponent: constexpr) -> Any:
+def _scale_of(vector: tl.tensor, exponent: constexpr) -> tl.tensor:
     """graphs.ring_cache.fp8_scale."""
     largest = tl.max(tl.abs(vector), axis=0)
     shifted = (largest.to(tl.int32, bitcast=True) >> 23) - exponent
@@ -36,15 +34,15 @@ def _scale_of(vector: Any, exponent: constexpr) -> Any:
 
 @kernel
 def _rope_store(
-    packed: Any,
-    meta: Any,
-    cosine: Any,
-    sine: Any,
-    query: Any,
-    keys: Any,
-    values: Any,
-    scales: Any,
-    scales_half: Any,
+    packed: tl.tensor,
+    meta: tl.tensor,
+    cosine: tl.tensor,
+    sine: tl.tensor,
+    query: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    scales: tl.tensor,
+    scales_half: tl.tensor,
     meta_stride: constexpr,
     slot_column: constexpr,
     heads: constexpr,
@@ -92,16 +90,16 @@ def _rope_store(
 
 @kernel
 def _attend(
-    query: Any,
-    keys: Any,
-    values: Any,
-    scales: Any,
-    scales_half: Any,
-    blocks: Any,
-    partial: Any,
-    largest: Any,
-    total: Any,
-    softmax_scale: Any,
+    query: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    scales: tl.tensor,
+    scales_half: tl.tensor,
+    blocks: tl.tensor,
+    partial: tl.tensor,
+    largest: tl.tensor,
+    total: tl.tensor,
+    softmax_scale: tl.tensor,
     window: constexpr,
     capacity: constexpr,
     heads: constexpr,
@@ -172,11 +170,11 @@ def _attend(
 
 @kernel
 def _combine(
-    partial: Any,
-    largest: Any,
-    total: Any,
-    meta: Any,
-    out: Any,
+    partial: tl.tensor,
+    largest: tl.tensor,
+    total: tl.tensor,
+    meta: tl.tensor,
+    out: tl.tensor,
     meta_stride: constexpr,
     slot_column: constexpr,
     heads: constexpr,
@@ -215,37 +213,52 @@ class TritonAttention:
     ) -> Tensor:
         """packed [rows, 3 · dim] → [rows, dim]; rows of position -1 write nothing and come back as zeros.
 
-        meta [rows, …] int32 holds slot and position from slot_column on; blocks [n, 4] int32 as `attend` takes them;
+        meta [rows, …] int32 holds slot and position from slot_column on; blocks [n, 4] int32 as `_attend` takes them;
         turn: cosine and sine [rows, head_dim / 2] fp32 of the rows' positions.
         """
+        return self.attend(layer, self.store(layer, packed, meta, slot_column, turn), meta, slot_column, blocks)
+
+    def store(self, layer: int, packed: Tensor, meta: Tensor, slot_column: int, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """Writes the rows' keys and values; returns their rotated queries [rows, dim]."""
         cache, heads, head_dim = self._cache, self._heads, self._head_dim
         rows = packed.shape[0]
-        keys, values = cache.keys[layer], cache.values[layer]
-        scaled = cache.scales is not None
-        scales = cache.scales[:, layer] if cache.scales is not None else keys
-        scales_half = int(scales.stride(0)) if scaled else 0
         query = packed.new_empty(rows, heads * head_dim)
+        scales, scales_half = self._scales(layer)
         _rope_store[(rows, heads)](
-            packed, meta, turn[0], turn[1], query, keys, values, scales, scales_half,
+            packed, meta, turn[0], turn[1], query, cache.keys[layer], cache.values[layer], scales, scales_half,
             meta_stride=meta.stride(0), slot_column=slot_column, heads=heads, head_dim=head_dim,
-            half=power_of_two(head_dim // 2), capacity=cache.capacity, scaled=scaled, exponent=FP8_EXPONENT,
-            num_warps=1,
+            half=power_of_two(head_dim // 2), capacity=cache.capacity, scaled=cache.scales is not None,
+            exponent=FP8_EXPONENT, num_warps=1,
         )  # fmt: skip
-        partial = torch.empty(rows, heads, self.splits, head_dim, device=packed.device, dtype=torch.float32)
-        largest = torch.empty(rows, heads, self.splits, device=packed.device, dtype=torch.float32)
+        return query
+
+    def attend(self, layer: int, query: Tensor, meta: Tensor, slot_column: int, blocks: Tensor) -> Tensor:
+        """Rotated queries [rows, dim] over rings that hold the rows' own keys already → [rows, dim]."""
+        cache, heads, head_dim = self._cache, self._heads, self._head_dim
+        rows = query.shape[0]
+        scales, scales_half = self._scales(layer)
+        partial = torch.empty(rows, heads, self.splits, head_dim, device=query.device, dtype=torch.float32)
+        largest = torch.empty(rows, heads, self.splits, device=query.device, dtype=torch.float32)
         total = torch.empty_like(largest)
         # At least 16: what a tensor core's product needs of every dimension.
         dim_block = max(16, power_of_two(head_dim))
         _attend[(blocks.shape[0], heads, self.splits)](
-            query, keys, values, scales, scales_half, blocks, partial, largest, total, head_dim**-0.5,
-            window=cache.window, capacity=cache.capacity, heads=heads, head_dim=head_dim, dim_block=dim_block,
-            splits=self.splits, split_keys=SPLIT_KEYS, query_rows=QUERY_ROWS, key_rows=KEYS_AT_ONCE, scaled=scaled,
-            precision="ieee" if exact_dots(packed) or interpreted() else "tf32", num_warps=4, num_stages=3,
+            query, cache.keys[layer], cache.values[layer], scales, scales_half, blocks, partial, largest, total,
+            head_dim**-0.5, window=cache.window, capacity=cache.capacity, heads=heads, head_dim=head_dim,
+            dim_block=dim_block, splits=self.splits, split_keys=SPLIT_KEYS, query_rows=QUERY_ROWS,
+            key_rows=KEYS_AT_ONCE, scaled=cache.scales is not None,
+            precision="ieee" if exact_dots(query) or interpreted() else "tf32", num_warps=4, num_stages=3,
         )  # fmt: skip
-        out = packed.new_empty(rows, heads * head_dim)
+        out = torch.empty_like(query)
         _combine[(rows, heads)](
             partial, largest, total, meta, out, meta_stride=meta.stride(0), slot_column=slot_column, heads=heads,
             head_dim=head_dim, dim_block=dim_block, splits=self.splits, split_block=power_of_two(self.splits),
             num_warps=4,
         )  # fmt: skip
         return out
+
+    def _scales(self, layer: int) -> tuple[Tensor, int]:
+        """The layer's scales of keys, and how many numbers on those of values are; without fp8 nobody reads them."""
+        if self._cache.scales is None:
+            return self._cache.keys[layer], 0
+        return self._cache.scales[:, layer], self._cache.scales.stride(0)

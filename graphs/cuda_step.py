@@ -50,12 +50,17 @@ class _Layer(NamedTuple):
 class StaticStep:
     """A LanguageModel over a RingCache as one call with arrays in and tokens out."""
 
-    def __init__(self, model: LanguageModel, cache: RingCache, ops: StepOps | None = None) -> None:
-        """ops: Triton's where the model is on CUDA, torch's elsewhere; a test or a benchmark brings its own."""
+    def __init__(
+        self, model: LanguageModel, cache: RingCache, ops: StepOps | None = None, *, capture: bool | None = None
+    ) -> None:
+        """ops: Triton's where the model is on CUDA, torch's elsewhere; a test or a benchmark brings its own.
+
+        capture: whether to record CUDA graphs; by default on CUDA. Torch's operations cannot be recorded.
+        """
         config, device = model.config, model.device
         self._config, self._cache = config, cache
         self._ops = ops if ops is not None else default_ops(model, cache)
-        self._capture = device.type == "cuda"
+        self._capture = device.type == "cuda" if capture is None else capture
         self._table, self._starts = model.joined_table(), model.table_starts.to(device)
         self._layers = [_temporal_layer(layer) for layer in model.transformer.layers]
         self._out_norm = model.out_norm.alpha.detach().view(-1)
@@ -78,7 +83,7 @@ class StaticStep:
         self._inputs = StepInputs(self._largest, device)
         draws = self._largest.draws
         self._tokens = torch.zeros(draws, GENERATED, dtype=torch.int32, device=device)
-        self._tokens_host = torch.zeros(draws, GENERATED, dtype=torch.int32, pin_memory=self._capture)
+        self._tokens_host = torch.zeros(draws, GENERATED, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._text_logits = torch.zeros(draws, config.text_card, device=device)
         self._audio_logits = torch.zeros(draws, AUDIO_CODEBOOKS, config.card, device=device)
         self._given = torch.zeros(rows, config.dim, device=device, dtype=model.dtype)
@@ -111,11 +116,9 @@ class StaticStep:
                 self._graphs[shape] = self._captured(shape)
             self._graphs[shape].replay()
         count = len(draws.rows)
-        if self._capture:
-            self._tokens_host.copy_(self._tokens, non_blocking=True)
+        self._tokens_host.copy_(self._tokens, non_blocking=True)
+        if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # the one wait of a frame; frees the inputs, too
-        else:
-            self._tokens_host.copy_(self._tokens)
         if probe is not None and count:
             probe(self._text_logits[:count].clone(), self._audio_logits[:count].clone())
         return self._tokens_host[:count].numpy().astype(np.int16)
@@ -215,12 +218,18 @@ def _weight(layer: nn.Module) -> Tensor:
 def _join(layers: nn.ModuleList) -> Tensor:
     """One weight [sum of outputs, inputs] of several layers with the same input, which become views of it."""
     linears = [layer for layer in layers if isinstance(layer, Linear)]
+    outputs, inputs = sum(layer.weight.shape[0] for layer in linears), linears[0].weight.shape[1]
+    first, last = linears[0].weight.detach(), linears[-1].weight.detach()
+    apart = last.data_ptr() - first.data_ptr()
+    together = first.untyped_storage().data_ptr() == last.untyped_storage().data_ptr()
+    if together and apart == (outputs - last.shape[0]) * inputs * first.element_size():
+        return first.as_strided((outputs, inputs), (inputs, 1))  # joined before, by another step of this model
     joined = torch.cat([layer.weight.detach() for layer in linears])
     start = 0
     for layer in linears:
-        outputs = layer.weight.shape[0]
-        layer.weight.data = joined[start : start + outputs]
-        start += outputs
+        stop = start + layer.weight.shape[0]
+        layer.weight.data = joined[start:stop]
+        start = stop
     return joined
 
 

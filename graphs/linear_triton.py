@@ -11,7 +11,7 @@ out of the same walk over x.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton.language as tl
@@ -24,31 +24,37 @@ from models.layers import RMS_EPS
 ROWS = 64  # one warpgroup's tensor-core tile; 96 rows (32 slots and a prompt's tile) take two, the second from cache
 
 
+_PROCESSORS = 132  # of an H100
+_SHARED_BYTES = 200 << 10  # of the 227 KiB that a program can have on one
+
+
 class Tile(NamedTuple):
     """How a product is cut; a function of the weight's shape alone, or bits would depend on the step's."""
 
     outputs: int
     inputs: int
-    warps: int
     stages: int
 
 
-def tile_of(outputs: int, inputs: int, item_bytes: int) -> Tile:
-    """Enough programs for 132 processors, each with some 64 KiB of weights in flight."""
-    width = 64 if outputs >= 8192 else 32 if outputs >= 2048 else 16
-    depth = 256 // item_bytes
-    return Tile(width, max(16, min(depth, power_of_two(inputs))), 4, 4 if item_bytes == 2 else 2)
+def tile_of(outputs: int, inputs: int, item_bytes: int, gated: bool = False) -> Tile:
+    """Enough programs for all processors, and on each as much of the weight under way as shared memory holds."""
+    width = 32 if gated else 64 if outputs >= 8192 else 32 if outputs >= 2048 else 16
+    depth = max(16, min(256 // item_bytes, power_of_two(inputs)))
+    programs_each = 1 if -(-outputs // width) <= _PROCESSORS else 2
+    stage_bytes = (ROWS + width * (2 if gated else 1)) * depth * item_bytes
+    most = 8 if item_bytes == 2 else 2  # fp32 products keep operands in registers
+    return Tile(width, depth, max(2, min(most, _SHARED_BYTES // programs_each // stage_bytes)))
 
 
 @kernel
 def _linear(
-    x: Any,
-    weight: Any,
-    alpha: Any,
-    residual: Any,
-    out: Any,
-    rows: Any,
-    out_stride: Any,
+    x: tl.tensor,
+    weight: tl.tensor,
+    alpha: tl.tensor,
+    residual: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    out_stride: tl.tensor,
     outputs: constexpr,
     inputs: constexpr,
     normed: constexpr,
@@ -122,21 +128,28 @@ def linear(
     rows, inputs = x.shape
     outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     result = x.new_empty(rows, outputs) if out is None else out
-    tile = tile_of(weight.shape[0], inputs, weight.element_size())
+    tile = tile_of(outputs, inputs, weight.element_size(), gated)
     grid = (-(-rows // ROWS) * -(-outputs // tile.outputs),)
     _linear[grid](
         x, weight, x if alpha is None else alpha, x if residual is None else residual, result, rows, result.stride(0),
         outputs=outputs, inputs=inputs, normed=alpha is not None, gated=gated, added=residual is not None, eps=RMS_EPS,
         row_block=ROWS, output_block=tile.outputs, input_block=tile.inputs,
         precision="ieee" if exact_dots(weight) or interpreted() else "tf32",
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=4, num_stages=tile.stages,
     )  # fmt: skip
     return result
 
 
 @kernel
 def _norm(
-    x: Any, alpha: Any, index: Any, out: Any, index_stride: constexpr, dim: constexpr, block: constexpr, eps: constexpr
+    x: tl.tensor,
+    alpha: tl.tensor,
+    index: tl.tensor,
+    out: tl.tensor,
+    index_stride: constexpr,
+    dim: constexpr,
+    block: constexpr,
+    eps: constexpr,
 ) -> None:
     row = tl.program_id(0)
     source = tl.load(index + row * index_stride).to(tl.int64)
@@ -160,11 +173,11 @@ def norm_of(x: Tensor, alpha: Tensor, index: Tensor) -> Tensor:
 
 @kernel
 def _embed(
-    meta: Any,
-    table: Any,
-    starts: Any,
-    given: Any,
-    out: Any,
+    meta: tl.tensor,
+    table: tl.tensor,
+    starts: tl.tensor,
+    given: tl.tensor,
+    out: tl.tensor,
     meta_stride: constexpr,
     streams: constexpr,
     given_column: constexpr,
@@ -200,11 +213,11 @@ def embed(meta: Tensor, given_column: int, table: Tensor, starts: Tensor, given:
 
 @kernel
 def _depth_attend(
-    packed: Any,
-    out: Any,
-    rows: Any,
-    codebook: Any,
-    softmax_scale: Any,
+    packed: tl.tensor,
+    out: tl.tensor,
+    rows: tl.tensor,
+    codebook: tl.tensor,
+    softmax_scale: tl.tensor,
     heads: constexpr,
     head_dim: constexpr,
     dim_block: constexpr,

@@ -7,8 +7,6 @@ so that a codebook costs no further launch.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton.language as tl
 from torch import Tensor
 from triton.language import constexpr
@@ -22,7 +20,7 @@ _MIX_2: constexpr = constexpr(0x94D049BB133111EB)
 
 
 @kernel
-def _mix(x: Any) -> Any:
+def _mix(x: tl.tensor) -> tl.tensor:
     x = (x ^ (x >> 30)) * _MIX_1
     x = (x ^ (x >> 27)) * _MIX_2
     return x ^ (x >> 31)
@@ -30,15 +28,15 @@ def _mix(x: Any) -> Any:
 
 @kernel
 def _draw(
-    logits: Any,
-    asked: Any,
-    tokens: Any,
-    addend: Any,
-    table: Any,
-    start: Any,
-    logits_stride: Any,
-    addend_stride: Any,
-    stream: Any,
+    logits: tl.tensor,
+    asked: tl.tensor,
+    tokens: tl.tensor,
+    addend: tl.tensor,
+    table: tl.tensor,
+    start: tl.tensor,
+    logits_stride: tl.tensor,
+    addend_stride: tl.tensor,
+    stream: tl.tensor,
     asked_stride: constexpr,
     parameters: constexpr,
     key_column: constexpr,
@@ -85,6 +83,11 @@ def _draw(
         tl.store(target, (before + entry).to(start.dtype.element_ty), mask=used)
 
 
+def warps_of(card: int) -> int:
+    """A program holds a whole row of logits in registers."""
+    return 32 if card > 8192 else 8
+
+
 def draw(
     logits: Tensor,
     asked: Tensor,
@@ -107,6 +110,6 @@ def draw(
         logits, asked, tokens, addend, table, start, logits.stride(0), addend.stride(0), stream,
         asked_stride=asked.stride(0), parameters=columns[0], key_column=columns[1], given_column=columns[2],
         streams=tokens.shape[1], card=card, card_block=power_of_two(card), dim=addend.shape[1],
-        dim_block=power_of_two(max(1, addend.shape[1])), num_warps=32 if card > 8192 else 8,
+        dim_block=power_of_two(max(1, addend.shape[1])), num_warps=warps_of(card),
     )  # fmt: skip
     return start
