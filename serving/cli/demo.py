@@ -168,7 +168,14 @@ def _print(calls: Sequence[Call], folder: Path) -> None:
     )
     for name in ("caller", "voice"):
         table.add_column(name)
-    for name in ("time to\nready", "to first\naudio", "frame gap\np50", "frame gap\np99", "reply\np50", "real-time\nfactor"):
+    for name in (
+        "time to\nready",
+        "to first\naudio",
+        "frame gap\np50",
+        "frame gap\np99",
+        "reply\np50",
+        "real-time\nfactor",
+    ):
         table.add_column(name, justify="right")
     for call in calls:
         if call.held is None:
