@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,6 +95,48 @@ def lm(minutes: Minutes = 0.0, threads: Threads = 1) -> None:
 def export(out: Annotated[Path | None, typer.Option(help="The checkpoint's folder.")] = None) -> None:
     """Write a checkpoint folder that `personaplex serve` loads."""
     _stage("export", *(["--out", str(out)] if out else []))
+
+
+@app.command(name="all")
+def everything(
+    minutes: Annotated[
+        float, typer.Option(help="Stop after so many minutes; 0: when the language model is done.")
+    ] = 0.0,
+    threads: Threads = 1,
+    piece: Annotated[float, typer.Option(help="Minutes of codec training between two judgements.")] = 45.0,
+) -> None:
+    """Go on with whatever comes next, stage after stage, until the time is over."""
+    end_s = time.monotonic() + minutes * 60 if minutes else float("inf")
+    while (left := (end_s - time.monotonic()) / 60) > 0:
+        limit = left if minutes else 0.0
+        stage = next_stage(state_folder())
+        typer.echo(f"next: {stage}")
+        if stage == "data":
+            data()
+        elif stage == "codec":
+            codec(min(piece, left), threads)
+            gates(10.0)
+        elif stage == "freeze":
+            freeze()
+        elif stage == "codes":
+            codes()
+        else:
+            lm(limit, threads)
+            export()
+            break
+
+
+def next_stage(folder: Path) -> str:
+    """Which stage is to be run, from what the others left in `folder`."""
+    if not (folder / "pcm" / "index.json").exists():
+        return "data"
+    if not (folder / "codec" / FROZEN).exists():
+        verdict = folder / "codec" / "gates.json"
+        passed = verdict.exists() and json.loads(verdict.read_text(encoding="utf-8"))["passed"]
+        return "freeze" if passed else "codec"
+    about = folder / "codes" / "about.json"
+    encoded = about.exists() and json.loads(about.read_text(encoding="utf-8")).get("complete", False)
+    return "lm" if encoded else "codes"
 
 
 @app.command()

@@ -114,7 +114,8 @@ def main() -> None:
         print(f"codes of another codec in {folder}: starting anew with step {step}")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(about, {"hearing": digest, "codec_step": step, "plan": arguments.plan})
+    told = {"hearing": digest, "codec_step": step, "plan": arguments.plan}
+    write_json(about, told)
     tokenizer, bank = TextTokenizer(TOKENIZER), Bank()
     save_file(encode_voices(mimi, bank), folder / "voices.safetensors")
     sides: tuple[tuple[Split, int], ...] = (("held_out", HELD_OUT_DIALOGUES), ("train", arguments.dialogues))
@@ -130,6 +131,7 @@ def main() -> None:
             save_file(shard, temporary)
             temporary.replace(target)
             print(f"\r{target.name}: {len(paths)} dialogues, {len(shard['frames'])} frames", flush=True)
+    write_json(about, {**told, "complete": True})
 
 
 if __name__ == "__main__":

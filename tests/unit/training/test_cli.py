@@ -32,6 +32,23 @@ class TestStatus:
         assert "codec      step 20: mel 1.500, val_mel 1.750" in CliRunner().invoke(cli.app, ["status"]).output
 
 
+class TestNextStage:
+    def test_follows_what_is_there(self, state: Path) -> None:
+        assert cli.next_stage(state) == "data"
+        write_json(state / "pcm" / "index.json", {"train": 1})
+        assert cli.next_stage(state) == "codec"
+        write_json(state / "codec" / "gates.json", {"passed": False})
+        assert cli.next_stage(state) == "codec"
+        write_json(state / "codec" / "gates.json", {"passed": True})
+        assert cli.next_stage(state) == "freeze"
+        (state / "codec" / FROZEN).write_text("7000")
+        assert cli.next_stage(state) == "codes"
+        write_json(state / "codes" / "about.json", {"hearing": "1"})
+        assert cli.next_stage(state) == "codes"
+        write_json(state / "codes" / "about.json", {"hearing": "1", "complete": True})
+        assert cli.next_stage(state) == "lm"
+
+
 class TestFreeze:
     def test_a_codec_that_has_not_passed_is_not_frozen(self, state: Path) -> None:
         write_json(state / "codec" / "gates.json", {"passed": False})
