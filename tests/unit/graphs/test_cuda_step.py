@@ -61,7 +61,7 @@ def test_golden_run() -> None:
 
 @pytest.mark.parametrize("backend", ["static", "static-fp8"])
 def test_a_row_has_the_same_bits_alone_and_in_chunks_and_company(wide: LanguageModel, backend: str) -> None:
-    """700 columns over a window of 599: the cache and the logits of a slot, one row a step or up to 64 beside others."""
+    """700 columns, a window of 599: a slot's cache and logits, one row a step or up to 64 beside others."""
     told, others = columns(wide, 700, 1), columns(wide, 64, 2)
     one_by_one, chunked = ring(wide, 8, backend), ring(wide, 8, backend)
     logits: list[list[Tensor]] = [[], []]
