@@ -144,7 +144,10 @@ def _attend(
         exists = (behind < reach) & (index < capacity)
         where = (base + index)[:, None] * head_dim + dim[None, :]
         there = exists[:, None] & (dim < head_dim)[None, :]
-        k = tl.load(keys + where, mask=there, other=0.0).to(q.dtype)
+        k = tl.load(keys + where, mask=there, other=0.0)
+        if scaled:
+            k = k.to(tl.float16).to(tl.float32)  # straight to bf16 it takes the slowest conversion there is (F2F)
+        k = k.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision=precision) * softmax_scale
         if scaled:
             scores *= tl.load(scales + base + index, mask=exists, other=0.0).to(tl.float32)[None, :]
@@ -158,7 +161,10 @@ def _attend(
         weight = weight * fade + tl.sum(shares, axis=1)
         if scaled:
             shares *= tl.load(scales + scales_half + base + index, mask=exists, other=0.0).to(tl.float32)[None, :]
-        v = tl.load(values + where, mask=there, other=0.0).to(q.dtype)
+        v = tl.load(values + where, mask=there, other=0.0)
+        if scaled:
+            v = v.to(tl.float16).to(tl.float32)
+        v = v.to(q.dtype)
         mixed = mixed * fade[:, None] + tl.dot(shares.to(q.dtype), v, input_precision=precision)
         highest = higher
     result = (rows * heads + head) * splits + split
