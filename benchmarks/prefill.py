@@ -49,14 +49,15 @@ class NoiseVoice:
 
 @dataclass(frozen=True)
 class PrefillRow:
-    """One measurement, a median over its repetitions but for the worst; a live frame's time is from its arrival on."""
+    """One measurement, medians over its repetitions; a live frame's time is from its arrival on."""
 
     what: str
     others: int
     frames: int
     ready_ms: float
-    live_ms: float  # median of the others' frames meanwhile
-    live_worst_ms: float  # over all repetitions
+    live_ms: float  # median of the others' frames meanwhile, over all repetitions
+    live_p95_ms: float
+    live_worst_ms: float
     quiet_ms: float  # median of the others' frames without a prompt
     budget: str  # "adaptive", or a whole tile in each step
     device: str
@@ -124,6 +125,7 @@ class PrefillBench:
             frames=self._prompt.frames if past is None else len(past.rows),
             ready_ms=round(statistics.median(ready_ms), 1),
             live_ms=round(statistics.median(live_ms), 1) if live_ms else 0.0,
+            live_p95_ms=round(float(np.percentile(live_ms, 95)), 1) if live_ms else 0.0,
             live_worst_ms=round(max(live_ms, default=0.0), 1),
             quiet_ms=round(self._quiet_ms, 1),
             budget="adaptive" if self._adaptive else "whole tiles",
@@ -156,7 +158,8 @@ class PrefillBench:
 
 
 def line(row: PrefillRow) -> str:
-    others = f"frames took {row.live_ms:5.1f}, at worst {row.live_worst_ms:5.1f} ms (alone {row.quiet_ms:5.1f})"
+    spread = f"p95 {row.live_p95_ms:5.1f}, worst {row.live_worst_ms:5.1f}"
+    others = f"frames took {row.live_ms:5.1f} ms ({spread}; alone {row.quiet_ms:5.1f})"
     ready = f"{row.frames:4d} frames ready in {row.ready_ms:7.1f} ms"
     return f"{row.what:24s} beside {row.others:2d}, {row.budget:11s}: {ready}; others' {others}"
 
