@@ -57,7 +57,7 @@ def opened(engine: SlotEngine, slot: int, prompt: Prompt, owners: PrefixOwners, 
     return rows
 
 
-@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("backend", ["torch", "auto", "static-fp8"])
 def test_tokens_are_the_same_with_a_snapshot_and_without(backend: str) -> None:
     user, prompt = random_user(30, 1), prompt_of(5, 6, 7)
     plain = SlotEngine(golden_lm(), 1, backend=backend)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,19 +55,30 @@ def resume(engine: SlotEngine, slot: int, past: Past, seed: int, sampling: Sampl
         pass
 
 
-@pytest.mark.parametrize("backend", ["torch", "auto"])
-@settings(max_examples=8, deadline=None)
+@functools.cache
+def golden_in(dtype: torch.dtype) -> LanguageModel:
+    model = LanguageModel(golden_lm().config, dtype=dtype)
+    model.load_state_dict(golden_lm().state_dict())
+    return model
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto", "static", "static-fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@settings(max_examples=4, deadline=None)
 @given(cut=st.integers(0, 140), tile=st.sampled_from([4, 12, 64, 128]), seed=st.integers(0, 2**62))
-def test_a_conversation_goes_on_where_it_was_cut(backend: str, cut: int, tile: int, seed: int) -> None:
-    """Random cuts of a call whose window (39 frames) slides from frame 9 on and whose ring wraps."""
+def test_a_conversation_goes_on_where_it_was_cut(
+    dtype: torch.dtype, backend: str, cut: int, tile: int, seed: int
+) -> None:
+    """Random cuts of a call whose window (39 frames) slides from frame 8 on and whose ring wraps."""
+    model = golden_in(dtype)
     user = random_user(cut + 10, seed % 1000)
-    engine, diary = SlotEngine(golden_lm(), 1, backend=backend), Diary()
+    engine, diary = SlotEngine(model, 1, backend=backend), Diary()
     prefill(engine, 0, golden_prompt(), CALM, seed)
     if cut:
         journaled(engine, 0, user[:cut], diary)
     past = diary.past()
     expected = talk(engine, 0, user[cut:])
-    other = SlotEngine(golden_lm(), 3, tile=tile, backend=backend)
+    other = SlotEngine(model, 3, tile=tile, backend=backend)
     resume(other, 1, past, seed)
     assert np.array_equal(talk(other, 1, user[cut:]), expected)
 
