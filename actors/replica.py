@@ -94,6 +94,10 @@ class Replica:
         """Takes no new conversations from now on; those that are here go on."""
         self._draining = True
 
+    async def probe(self) -> None:
+        """Asks all three stages for nothing at all, so that one that died while nobody talked is noticed: `fault`."""
+        await self._stages.close("", 0)  # of no conversation; a stage that cannot answer even that has failed
+
     # ---- what the ingress asks for --------------------------------------------------------------------------
 
     async def open(self, request: OpenRequest, sink: DownSink) -> None:

@@ -15,6 +15,8 @@ from serving.trunk_server import TrunkConfig, TrunkServer
 
 log = logging.getLogger(__name__)
 
+PROBE_EVERY_S = 1.0  # three calls of some 2 ms, half a percent of a core
+
 
 class HostedReplica(Protocol):
     """actors.replica.Replica, as far as its host knows it."""
@@ -34,6 +36,8 @@ class HostedReplica(Protocol):
     def fault(self) -> EngineLost | None: ...
 
     async def run(self) -> None: ...
+
+    async def probe(self) -> None: ...
 
     async def stop(self, reason: str = ...) -> None: ...
 
@@ -84,7 +88,7 @@ class ReplicaHost:
     async def start(self) -> None:
         """Open the trunk, start the frame loops, and be known to the router."""
         self._address = await self._trunk.start(self._config.trunk_host)
-        self._tasks = [asyncio.create_task(self._replica.run()), asyncio.create_task(self._beat())]
+        self._tasks = [asyncio.create_task(loop()) for loop in (self._replica.run, self._beat, self._probe)]
 
     async def stop(self, drain_s: float) -> None:
         """Take nobody new, let conversations end for at most `drain_s`, then end everything."""
@@ -126,7 +130,7 @@ class ReplicaHost:
         if self._replica.fault is not None:
             raise self._replica.fault
         for task in self._tasks:
-            if task.done():
+            if task.done():  # without a fault none of them ends
                 raise RuntimeError("a loop of the replica has ended") from task.exception()
 
     async def _beat(self) -> None:
@@ -142,6 +146,13 @@ class ReplicaHost:
                     log.warning("session %s epoch %d has no lease: closing it", session, epoch)
                     await self._watched.fence(session, epoch)
             await self._beat_or(news)
+
+    async def _probe(self) -> None:
+        """Frames find a dead stage at once; this finds it when there are none."""
+        while self._replica.fault is None:
+            await asyncio.sleep(PROBE_EVERY_S)
+            await self._replica.probe()
+        self.changed()
 
     async def _beat_or(self, news: asyncio.Event) -> None:
         """Until something changes, at most one beat."""

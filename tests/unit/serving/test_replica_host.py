@@ -10,6 +10,7 @@ import pytest
 
 from actors.errors import Draining, EngineLost, NoCapacity, StaleEpoch
 from actors.messages import CloseRequest, Failed, OpenRequest, Ready, ReplicaReport
+from serving import replica_host
 from serving.replica_host import HostConfig, ReplicaHost
 from serving.router import AcquireRequest, ReportReply, RouterConfig, SessionRouter
 from serving.trunk_client import Trunk
@@ -170,3 +171,14 @@ async def test_a_dead_stage_makes_it_unhealthy_and_is_told_at_once() -> None:
             site.host.check()
         await site.line.until_busy(0)
         assert not site.line.reports[-1].admitting
+
+
+async def test_a_stage_that_dies_while_nobody_talks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_host, "PROBE_EVERY_S", 0.01)
+    async with hosted() as site:
+        await site.line.until_busy(0)
+        assert site.line.reports[-1].admitting
+        site.bench.encoder.errors["close"] = RuntimeError("the process is gone")
+        await site.line.until(lambda: not site.line.reports[-1].admitting)
+        with pytest.raises(EngineLost):
+            site.host.check()
