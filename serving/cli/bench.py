@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -81,6 +82,36 @@ def frame(
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
         _print_table(rows)
+
+
+@app.command()
+def capacity(
+    checkpoint: Annotated[
+        str, typer.Option(help="Whose shape: demo, 7b, or a folder with a config.json. Weights are random either way.")
+    ] = "demo",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads on a CPU; the server's actors use one each.")] = 1,
+    frames: Annotated[int, typer.Option(min=2, help="Frames measured for each number of conversations.")] = 300,
+    limit: Annotated[int, typer.Option(min=1, help="Never try more conversations than this.")] = 128,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows here.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture here.")] = None,
+) -> None:
+    """The most conversations this machine holds, contexts full, p99 of a frame under 80 ms.
+
+    Encode, frame step and decode run one after the other, as they do
+    where they share a processor or a GPU; the codec is at work and
+    sampling is on. Without Ray or network, on random weights.
+
+    \b
+      personaplex bench capacity
+      personaplex bench capacity --checkpoint 7b --device cuda --json capacity.json --plot capacity.png
+    """
+    from benchmarks.capacity import main
+
+    given = ["--shape", checkpoint, "--device", device, "--threads", threads, "--frames", frames, "--limit", limit]
+    for option, file in (("--json", json_file), ("--plot", plot_file)):
+        given += [option, file] if file else []
+    raise typer.Exit(main([str(value) for value in given]))
 
 
 def _numbers(values: list[str]) -> list[int]:
