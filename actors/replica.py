@@ -228,7 +228,7 @@ class Replica:
         self._loops.drop(call)
         call.ending = self._endings[call.session] = asyncio.create_task(self._let_go(call))
         if failure is not None and call.prompt is not None:
-            self.tell(call, Failed(call.session, call.epoch, failure.code, str(failure)))
+            self.tell(call, Failed(call.session, call.epoch, failure.code, failure.message))
 
     async def _let_go(self, call: Call) -> None:
         """Closes the stages, then frees the slot: its next owner opens only after the last of this one's writes."""
