@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FIRST_SEED = 20
 
+HEADERS = ("time to\nready", "to first\naudio", "gap\np50", "gap\np99", "reply\np50", "real-time\nfactor")
+
 
 @dataclass(frozen=True)
 class Call:
@@ -163,23 +165,16 @@ def _print(calls: Sequence[Call], folder: Path) -> None:
     table = Table(
         title=f"{len(calls)} conversations at once",
         title_justify="left",
-        caption="milliseconds; a frame is due every 80; real-time factor 1.00 is live",
+        caption="milliseconds; gap: from frame to frame, 80 is the beat; factor 1.00 is live",
         caption_justify="left",
     )
     for name in ("caller", "voice"):
         table.add_column(name)
-    for name in (
-        "time to\nready",
-        "to first\naudio",
-        "frame gap\np50",
-        "frame gap\np99",
-        "reply\np50",
-        "real-time\nfactor",
-    ):
+    for name in HEADERS:
         table.add_column(name, justify="right")
     for call in calls:
         if call.held is None:
-            table.add_row(call.caller.name, call.voice, f"[red]{call.failure}[/red]")
+            table.add_row(call.caller.name, call.voice, "[red]failed[/red]")
             continue
         times = call.held.timings
         factor = times.real_time_factor or 0.0
