@@ -48,6 +48,7 @@ class CodecPreset:
     warmup: int = 500
     quantise_from: int = 400  # steps; before that the latent has no shape worth quantising
     judge_warmup: int = 500  # steps the discriminators learn alone before the codec listens to them
+    envelope_weight: float = 2.0
     wave_weight: float = 0.1  # the codes cannot say a phase; where it is not known, L1 asks for silence
     commit_weight: float = 0.2
     semantic_weight: float = 0.5
@@ -165,7 +166,11 @@ class CodecRun:
         codebooks.initialise(quantizer, torch.cat(latents), self._generator)
 
     def _reconstruction(self, output: Tensor, seen: Quantized | None, batch: CodecBatch) -> dict[str, Tensor]:
-        losses = {"mel": self.mel(output, batch.audio), "wave": F.l1_loss(output, batch.audio)}
+        losses = {
+            "mel": self.mel(output, batch.audio),
+            "envelope": self.mel.envelope(output, batch.audio),
+            "wave": F.l1_loss(output, batch.audio),
+        }
         if seen is not None and not self.frozen:
             commit = [F.mse_loss(value, entry) for value, entry in zip(seen.inputs, seen.entries, strict=True)]
             losses["commit"] = torch.stack(commit).mean()
@@ -174,8 +179,14 @@ class CodecRun:
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
         preset = self.preset
-        weights = {"wave": preset.wave_weight, "commit": preset.commit_weight, "semantic": preset.semantic_weight}
-        return torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
+        weights = {
+            "mel": 1.0,
+            "envelope": preset.envelope_weight,
+            "wave": preset.wave_weight,
+            "commit": preset.commit_weight,
+            "semantic": preset.semantic_weight,
+        }
+        return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
     def _adversarial(self, output: Tensor, audio: Tensor, losses: dict[str, Tensor]) -> Tensor:
         """Teaches the discriminators a step; returns what they add to the codec's loss."""
@@ -199,16 +210,22 @@ class CodecRun:
     def validate(self, speech: PackedSpeech) -> dict[str, float]:
         """Mel distance through the quantizer and the least used codebook's share, on fixed unseen crops."""
         self.trainer.eval()
-        distances, codes = [], []
+        distances, envelopes, codes = [], [], []
         for number in range(12):
             audio = draw(speech, 4, 48, np.random.default_rng([1, number])).audio.to(self.device)
             output, seen = self.trainer(audio, torch.ones(4, dtype=torch.bool, device=self.device))
             assert seen is not None
             distances.append(float(self.mel(output, audio)))
+            envelopes.append(float(self.mel.envelope(output, audio)))
             codes.append(seen.codes.flatten(0, 1).cpu())
         self.trainer.train()
         use = codebooks.use_of(torch.cat(codes), codec_model.CONFIG.quantizer.bins)
-        return {"val_mel": float(np.mean(distances)), "val_use_min": min(use), "val_use_first": use[0]}
+        return {
+            "val_mel": float(np.mean(distances)),
+            "val_envelope": float(np.mean(envelopes)),
+            "val_use_min": min(use),
+            "val_use_first": use[0],
+        }
 
 
 def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: torch.device, seed: int = 5) -> None:

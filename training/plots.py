@@ -10,7 +10,12 @@ from typing import Any
 from training.folders import Log, state_folder
 
 _PANELS = {
-    "codec": (("mel", "val_mel"), ("semantic",), ("wave", "commit"), ("val_use_min", "val_use_first")),
+    "codec": (
+        ("mel", "val_mel", "envelope", "val_envelope"),
+        ("semantic",),
+        ("wave", "commit"),
+        ("val_use_min", "val_use_first"),
+    ),
     "lm": (("text", "val_text"), ("words", "val_words"), ("semantic", "val_semantic"), ("acoustic", "val_acoustic")),
 }
 

@@ -49,6 +49,13 @@ class TestMelLoss:
         # Twice the amplitude is ln 2 in every band.
         assert float(loss(2 * noise, noise)) == pytest.approx(np.log(2.0), abs=1e-3)
 
+    def test_an_envelope_is_nearer_to_noise_of_its_own_shape_than_its_fine_structure_is(self) -> None:
+        loss, generator = MelLoss(), torch.Generator().manual_seed(0)
+        one, other = (torch.randn(1, 48_000, generator=generator) for _ in range(2))
+        assert float(loss.envelope(one, one)) == 0.0
+        assert float(loss.envelope(2 * one, one)) == pytest.approx(np.log(2.0), abs=1e-3)
+        assert float(loss.envelope(one, other)) < 0.5 * float(loss(one, other))
+
     def test_filters_cover_every_band(self) -> None:
         filters = mel_filters(80, 513)
         assert torch.allclose(filters.sum(1), torch.ones(80), atol=1e-4)
