@@ -70,7 +70,7 @@ def demo(
             calls = _hold_all(url, CALLERS)
     _write(calls, folder)
     _print(calls, folder)
-    wrong = [f"{call.caller.name}: {reason}" for call in calls if (reason := _what_was_wrong(call))]
+    wrong = [f"{call.caller.name}: {reason}" for call in calls if (reason := what_was_wrong(call))]
     if wrong:
         fail("; ".join(wrong))
 
@@ -127,7 +127,7 @@ async def _hold(url: str, call: Call, on_frame: Callable[[int], None]) -> Call:
     return Call(call.caller, call.recording, call.voice, call.seed, held=held)
 
 
-def _what_was_wrong(call: Call) -> str | None:
+def what_was_wrong(call: Call) -> str | None:
     """One clause, or None if the call was live to its end."""
     if call.held is None:
         return call.failure or "no conversation"

@@ -12,6 +12,11 @@ import pytest
 import soundfile
 from typer.testing import CliRunner, Result
 
+from loadtest.callers import CALLERS
+from loadtest.chat_client import Conversation
+from loadtest.speech import Recording
+from loadtest.timings import Timings
+from serving.cli.demo import Call, what_was_wrong
 from serving.cli.main import app
 from serving.tenants import Tenants
 
@@ -126,6 +131,28 @@ class TestTalk:
 
     def test_an_unknown_voice_is_refused_before_actors_start(self, question: Path) -> None:
         assert "../etc/passwd" in error_of(run("talk", str(question), "out.wav", "--voice", "../etc/passwd"), 1)
+
+
+class TestDemo:
+    def test_a_server_that_is_not_there_is_named(self) -> None:
+        assert "127.0.0.1:9" in error_of(run("demo", "--server", "http://127.0.0.1:9"), 1)
+
+    def test_a_call_that_fell_behind_or_was_cut_short_is_wrong(self) -> None:
+        recording = Recording.of("caller", np.zeros(20 * 1920, dtype=np.float32))
+
+        def call(beat_s: float, samples: int) -> Call:
+            timings = Timings(opened_s=0.0)
+            timings.on_ready(0.1)
+            for k in range(20):
+                timings.on_heard(1.0 + beat_s * k, 1920)
+            held = Conversation(timings, agent=np.zeros(samples, dtype=np.float32))
+            return Call(CALLERS[0], recording, "NATF0", 1, held=held)
+
+        whole = len(recording.pcm)
+        assert what_was_wrong(call(0.08, whole)) is None
+        assert "not in real time" in str(what_was_wrong(call(0.09, whole)))
+        assert "heard 5 of" in str(what_was_wrong(call(0.08, 5)))
+        assert what_was_wrong(Call(CALLERS[0], recording, "NATF0", 1, failure="no slot is free")) == "no slot is free"
 
 
 class TestVoices:
