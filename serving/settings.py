@@ -20,7 +20,7 @@ class ServeSettings(BaseSettings):
     # What is served
     checkpoint: str = Field("demo", description="folder, Hugging Face repo id, or `demo` (generated on first use)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes CUDA where torch sees one")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="`auto`: bfloat16 on CUDA, else float32")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="`auto`: bf16, on a CPU if it has numba")
     slots: int = Field(4, ge=1, le=256, description="conversations a replica holds at once")
     threads_per_actor: int = Field(1, ge=1, le=64, description="torch threads of the engine actor, on CPU")
     codec_threads: int = Field(1, ge=1, le=64, description="torch threads of each codec actor, on CPU")
