@@ -16,6 +16,7 @@ SCALES = ((256, 32), (512, 64), (1024, 80), (2048, 128))
 # above is fine structure no code of a kilobit a second can say: noise shaped by the true envelope is at 0.60, and a
 # codec whose formants were still a blur at 0.70. Averaged energies leave the gradient to the formants.
 ENVELOPES = ((512, 32, 6), (1024, 48, 4))
+_ENVELOPE_FLOOR = 1e-2  # of magnitude: in near silence a smaller one gave gradients a hundred times the usual
 _FLOOR = 1e-4  # below the level that int16 dither has in a band; its logarithm would only be noise
 
 
@@ -61,7 +62,7 @@ class MelLoss(nn.Module):
         spectrum = torch.stft(x, window, window // 4, window=hann, center=True, return_complex=True)
         energy = spectrum.real.square() + spectrum.imag.square()
         bands = torch.matmul(self.get_buffer(f"bands_{window}"), energy)
-        return 0.5 * torch.log(F.avg_pool1d(bands, frames, frames // 2) + _FLOOR**2)
+        return 0.5 * torch.log(F.avg_pool1d(bands, frames, frames // 2) + _ENVELOPE_FLOOR**2)
 
     def log_mel(self, x: Tensor, window: int) -> Tensor:
         """x [batch, samples] fp32 → [batch, bands, frames]."""
