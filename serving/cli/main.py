@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from serving.cli import bench, demo, keys, serve, talk, voices
+from training.cli import app as train
 
 app = typer.Typer(
     name="personaplex",
@@ -30,6 +31,7 @@ app.command("demo")(demo.demo)
 app.command("keys")(keys.keys)
 app.add_typer(voices.app, name="voices")
 app.add_typer(bench.app, name="bench")
+app.add_typer(train, name="train")
 
 if __name__ == "__main__":
     app()
