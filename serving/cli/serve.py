@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,11 +89,32 @@ def serve(
         fail(str(error))
     with running(settings) as url:
         # After Ray's start, which installs handlers of its own.
-        stopped = threading.Event()
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signal_number, lambda *_: stopped.set())
+        wait_for_stop = catch_stop_signals()
         _say_where(url, loaded.name, loaded.trained, settings)
-        stopped.wait()
+        wait_for_stop()
+
+
+def catch_stop_signals() -> Callable[[], None]:
+    """From now on SIGINT and SIGTERM only make the returned function return, for as long as the process lives: a
+    second Ctrl-C must not cut the stopping short either.
+
+    A handler runs between any two instructions of the main thread, its own included: with an Event, whose lock is not
+    reentrant, a Ctrl-C on the heels of another was the last thing the server did. A pipe has no lock.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)  # a key held down fills the pipe, and may not hold us
+
+    def note(*_: object) -> None:
+        with suppress(BlockingIOError):
+            os.write(writing, b"!")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+
+    def wait() -> None:
+        os.read(reading, 1)
+
+    return wait
 
 
 @contextmanager
