@@ -6,7 +6,7 @@ import io
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,20 +99,19 @@ def catch_stop_signals() -> Callable[[], None]:
     second Ctrl-C must not cut the stopping short either.
 
     A handler runs between any two instructions of the main thread, its own included: with an Event, whose lock is not
-    reentrant, a Ctrl-C on the heels of another was the last thing the server did. A pipe has no lock.
+    reentrant, a Ctrl-C on the heels of another was the last thing the server did. And the signal may arrive in one of
+    Ray's threads, which wakes nobody. So it is written to a pipe, by number, by whichever thread it reaches.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)  # a key held down fills the pipe, and may not hold us
-
-    def note(*_: object) -> None:
-        with suppress(BlockingIOError):
-            os.write(writing, b"!")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    stopping = (signal.SIGINT, signal.SIGTERM)
+    for number in stopping:
+        signal.signal(number, lambda *_: None)
 
     def wait() -> None:
-        os.read(reading, 1)
+        while os.read(reading, 1)[0] not in stopping:
+            pass
 
     return wait
 
