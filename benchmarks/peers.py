@@ -127,7 +127,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.setup:
-        return set_up()
+        set_up()
+        return
     torch.set_num_threads(arguments.threads)
     config = SHAPES["demo"][0]
     cpu = torch.device("cpu")
@@ -153,7 +154,6 @@ def main() -> None:
                     )
     if arguments.json:
         print(json.dumps(rows, indent=1))
-    return None
 
 
 if __name__ == "__main__":

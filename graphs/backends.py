@@ -10,6 +10,7 @@ import torch
 from graphs.attention import RowCache
 from graphs.kv_cache import KVCache
 from graphs.ring_cache import FP8, RingCache
+from graphs.sampling import HAS_NUMBA
 from models.config import LMConfig
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
     On a CPU that is where the compiled step runs (it widens weights as it reads them; all arithmetic stays fp32).
     Torch's own bf16 products need instructions that many CPUs lack.
     """
-    if device.type == "cpu" and importlib.util.find_spec("numba") is None:
+    if device.type == "cpu" and not HAS_NUMBA:
         return torch.float32
     return torch.bfloat16
 
@@ -73,5 +74,5 @@ def _compiled_fits(config: LMConfig, device: torch.device, dtype: torch.dtype) -
         device.type == "cpu"
         and dtype in (torch.float32, torch.bfloat16)
         and config.head_dim % 8 == config.dim % 8 == config.depformer_dim % 8 == 0
-        and importlib.util.find_spec("numba") is not None
+        and HAS_NUMBA
     )

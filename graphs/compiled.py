@@ -20,7 +20,6 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 
 INPUTS_AT_ONCE = 8
-ROWS_AT_ONCE = 4
 RMS_EPS = np.float32(1e-8)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from graphs.attention import ROW_PAD
+from graphs.kv_cache import round_up
 from models.config import FRAME_MS
 
 STEP_MS = 0.35 * FRAME_MS  # two steps are 56 ms; encode, decode and the batching window have the other 24
 LEAST_ROWS = 8  # a prompt always advances, or an overloaded engine would never let anybody in
-_ROWS_AT_ONCE = 4  # steps are padded to fours anyway
 _MEMORY = 0.2  # weight of the newest measurement: five steps back counts for a third
 
 
@@ -43,7 +44,7 @@ class PrefillBudget:
             return min(LEAST_ROWS, self.tile)
         spare_ms = (self.step_ms if left_ms is None else left_ms) - self._expected_ms(live)
         affordable = int(max(0.0, spare_ms) / max(self._row_ms, 1e-6))
-        return min(self.tile, max(LEAST_ROWS, affordable // _ROWS_AT_ONCE * _ROWS_AT_ONCE))
+        return min(self.tile, max(LEAST_ROWS, affordable // ROW_PAD * ROW_PAD))
 
     def note(self, live: int, prefill: int, took_ms: float) -> None:
         """A step of `live` and `prefill` rows took so long."""
@@ -86,7 +87,7 @@ def share(budget: int, wanted: Sequence[int]) -> list[int]:
 
 
 def _in_fours(rows: int) -> int:
-    return -(-rows // _ROWS_AT_ONCE) * _ROWS_AT_ONCE
+    return round_up(rows, ROW_PAD)  # as the step pads them
 
 
 def _blend(old: float | None, new: float) -> float:
