@@ -11,7 +11,8 @@
     │   └── Draining            draining            this replica takes no new conversations
     ├── NotYours                not_yours           a message about something its sender does not own
     │   ├── StaleEpoch          stale_epoch         the conversation has changed hands since
-    │   └── UnknownSession      unknown_session     no such conversation here
+    │   ├── UnknownSession      unknown_session     no such conversation here
+    │   └── UnknownReplica      unknown_replica     no replica of this name
     ├── ClientFault             client_fault        the conversation ended because of its own client
     │   ├── SlowClient          slow_client         it stopped reading
     │   ├── IdleClient          idle_client         it sent nothing
@@ -20,6 +21,7 @@
     │   ├── EngineLost          engine_lost         an actor that held its state died
     │   ├── ReplicaLost         replica_lost        the whole replica is out of reach
     │   └── ConversationBroken  conversation_broken this conversation's state is unusable, no other's is
+    ├── Quarantined             quarantined         the conversation has killed what served it, more than once
     └── JournalError            bad_journal         these bytes are not a journal we can continue from
 
 `code` is stable and travels on the wire (`messages.Failed.code`); `from_code` turns it back into its class on
@@ -101,6 +103,11 @@ class UnknownSession(NotYours):
     default_next_step = "Open the conversation again."
 
 
+class UnknownReplica(NotYours):
+    code = "unknown_replica"
+    default_next_step = "Ask for the replicas there are: personaplex replicas."
+
+
 class ClientFault(ServingError):
     code = "client_fault"
     default_next_step = "Connect again."
@@ -136,6 +143,11 @@ class ReplicaLost(Lost):
 
 class ConversationBroken(Lost):
     code = "conversation_broken"
+
+
+class Quarantined(ServingError):
+    code = "quarantined"
+    default_next_step = "Start a new conversation, and report this one with the time it ended."
 
 
 class JournalError(ServingError):

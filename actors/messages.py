@@ -20,6 +20,13 @@ class OpenRequest:
     tenant: str
     ingress: str
     spec: SessionSpec
+    # Its client holds a resume token: when the trunk is lost, the slot waits for it.
+    resumable: bool = False
+    serial: int = 0  # how often it has been resumed; part of the token, which is good for one use
+    # More than 0: JournalParts of so many bytes came before this message, and the conversation goes on from them.
+    journal_bytes: int = 0
+    # Take over the live slot of this session: its state stays, the epoch rises, its owner is another one.
+    adopt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +45,30 @@ class CloseRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalPart:
+    """A piece of a journal on its way, up or down: `Journal.to_bytes`, cut (actors.journal_parts). Parts of one journal
+    come in order, with other messages between them: a journal is megabytes, and frames must not wait behind it."""
+
+    session: str
+    epoch: int
+    index: int  # 0 … count - 1
+    count: int
+    data: bytes  # PART_BYTES at most
+
+
+@dataclass(frozen=True, slots=True)
+class JournalAsk:
+    """Ask a replica what it has noted of a conversation; any ingress may. Answered by JournalParts that make an
+    excerpt (`Journal.excerpt`) of the rows from `first_row` on, or by Failed("unknown_session")."""
+
+    session: str
+    epoch: int
+    first_row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
-    """The prompt is in the KV cache: frames are welcome from now on."""
+    """The prompt, and what came with it of a journal, is in the KV cache: frames are welcome from now on."""
 
     session: str
     epoch: int
@@ -48,6 +77,8 @@ class Ready:
     prompt_hash: str
     ready_ms: float  # from the request's arrival at the replica
     numerics_id: str = ""  # of the replica; a journal says whose bits it continues
+    next_frame: int = 0  # the first frame wanted; those before it have been answered
+    exact: bool = True  # False: goes on from the journal of a replica that computes other bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +115,20 @@ class Need:
     need_frame: int
 
 
-Up = OpenRequest | FrameIn | CloseRequest
-Down = Ready | FrameOut | Failed | Need
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Please take this conversation elsewhere. It goes on here until it is closed; said again every second.
+
+    reason: "drain", the replica is to be emptied; "pressure", it has promised more than it can hold.
+    """
+
+    session: str
+    epoch: int
+    reason: str
+
+
+Up = OpenRequest | FrameIn | CloseRequest | JournalPart | JournalAsk
+Down = Ready | FrameOut | Failed | Need | Move | JournalPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +140,9 @@ class SlotReport:
     tenant: str
     slot: int
     ingress: str
+    serial: int = 0  # see OpenRequest
+    live: bool = True  # False while its prompt, or its journal, is being read
+    orphan: bool = False  # its trunk was lost, and it waits to be resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +156,7 @@ class ReplicaReport:
     numerics_id: str  # equal ids compute equal bits
     admitting: bool
     busy: tuple[SlotReport, ...] = field(default_factory=tuple)
+    room: int | None = None  # slots that may still be given away; None: all that are not busy
 
 
 class DownSink(Protocol):

@@ -14,10 +14,24 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from actors.messages import CloseRequest, Down, Failed, FrameIn, FrameOut, Need, OpenRequest, Ready, Up
+from actors.journal_parts import MAX_PARTS, PART_BYTES
+from actors.messages import (
+    CloseRequest,
+    Down,
+    Failed,
+    FrameIn,
+    FrameOut,
+    JournalAsk,
+    JournalPart,
+    Move,
+    Need,
+    OpenRequest,
+    Ready,
+    Up,
+)
 from graphs.stages import FrameKey, Sampling, SessionSpec
 
-VERSIONS = (1,)
+VERSIONS = (1, 2)  # 2: conversations may change hands (JournalPart, JournalAsk, Move)
 SECRET_HEADER = "x-personaplex-trunk"
 
 MAX_BATCH_BYTES = 8 << 20  # 256 slots × 4.1 kB is 1 MB; eight of them is a stall, not traffic
@@ -29,8 +43,9 @@ FRAME_SAMPLES = 1920
 AGENT_CODES = 8
 STREAMS = 17
 
-_OPEN, _FRAME_IN, _CLOSE = 1, 2, 3
-_READY, _FRAME_OUT, _FAILED, _NEED = 16, 17, 18, 19
+_OPEN, _FRAME_IN, _CLOSE, _JOURNAL_ASK = 1, 2, 3, 4
+_READY, _FRAME_OUT, _FAILED, _NEED, _MOVE = 16, 17, 18, 19, 20
+_JOURNAL_PART = 32  # both ways
 
 Wire = list[Any]
 
@@ -70,8 +85,16 @@ def agree(mine: Sequence[int], theirs: Sequence[int]) -> int:
     return max(common)
 
 
+def since(message: Up | Down) -> int:
+    """The version a message belongs to. It must not be sent to a peer of an older one, which would close the trunk
+    over a kind it does not know, or begin anew what was to be continued."""
+    if isinstance(message, OpenRequest):
+        return 2 if message.adopt or message.journal_bytes else 1
+    return 2 if isinstance(message, JournalPart | JournalAsk | Move) else 1
+
+
 def encode_batch(messages: Iterable[Up | Down]) -> bytes:
-    """One WebSocket message for all of them, in order."""
+    """One WebSocket message for all of them, in order. See `since`."""
     return _pack([_ENCODERS[type(message)](message) for message in messages])
 
 
@@ -92,7 +115,16 @@ def _encode_open(m: OpenRequest) -> Wire:
     s = m.spec.sampling
     sampling = [s.text_temperature, s.text_top_k, s.audio_temperature, s.audio_top_k]
     tokens = None if m.spec.role_tokens is None else list(m.spec.role_tokens)
-    return [_OPEN, m.session, m.epoch, m.tenant, m.ingress, m.spec.voice, m.spec.role, m.spec.seed, sampling, tokens]
+    spec = [m.spec.voice, m.spec.role, m.spec.seed, sampling, tokens]
+    return [
+        *(_OPEN, m.session, m.epoch, m.tenant, m.ingress, *spec),
+        *(m.resumable, m.serial, m.journal_bytes, m.adopt),
+    ]
+
+
+def _encode_ready(m: Ready) -> Wire:
+    prompt = [m.slot, m.prompt_frames, m.prompt_hash, m.ready_ms]
+    return [_READY, m.session, m.epoch, *prompt, m.numerics_id, m.next_frame, m.exact]
 
 
 def _encode_frame_out(m: FrameOut) -> Wire:
@@ -105,10 +137,13 @@ _ENCODERS: dict[type, Callable[[Any], Wire]] = {
     OpenRequest: _encode_open,
     FrameIn: lambda m: [_FRAME_IN, *m.key, _raw(m.pcm)],
     CloseRequest: lambda m: [_CLOSE, m.session, m.epoch, m.reason],
-    Ready: lambda m: [_READY, m.session, m.epoch, m.slot, m.prompt_frames, m.prompt_hash, m.ready_ms],
+    JournalAsk: lambda m: [_JOURNAL_ASK, m.session, m.epoch, m.first_row],
+    JournalPart: lambda m: [_JOURNAL_PART, m.session, m.epoch, m.index, m.count, m.data],
+    Ready: _encode_ready,
     FrameOut: _encode_frame_out,
     Failed: lambda m: [_FAILED, m.session, m.epoch, m.code, m.message],
     Need: lambda m: [_NEED, *m.key, m.need_frame],
+    Move: lambda m: [_MOVE, m.session, m.epoch, m.reason],
 }
 
 
@@ -141,7 +176,29 @@ def _decode_open(f: Wire) -> OpenRequest:
         role_tokens=_tokens(f[8]),
     )
     session, epoch = _owner(f)
-    return OpenRequest(session, epoch, _text(f[2], "tenant", MAX_ID_BYTES), _text(f[3], "ingress", MAX_ID_BYTES), spec)
+    tenant, ingress = _text(f[2], "tenant", MAX_ID_BYTES), _text(f[3], "ingress", MAX_ID_BYTES)
+    if len(f) < 13:  # from a build before version 2
+        return OpenRequest(session, epoch, tenant, ingress, spec)
+    return OpenRequest(
+        session=session,
+        epoch=epoch,
+        tenant=tenant,
+        ingress=ingress,
+        spec=spec,
+        resumable=_flag(f[9], "resumable"),
+        serial=_count(f[10], "serial"),
+        journal_bytes=_count(f[11], "journal_bytes"),
+        adopt=_flag(f[12], "adopt"),
+    )
+
+
+def _decode_part(f: Wire) -> JournalPart:
+    index, count, data = _count(f[2], "index"), _count(f[3], "count"), f[4]
+    if not 0 < count <= MAX_PARTS or index >= count:
+        raise TrunkProtocolError(f"part {index} of {count} is not one of 1 … {MAX_PARTS} parts")
+    if not isinstance(data, bytes) or len(data) > PART_BYTES:
+        raise TrunkProtocolError(f"a part of a journal is at most {PART_BYTES} bytes")
+    return JournalPart(*_owner(f), index, count, data)
 
 
 def _decode_frame_out(f: Wire) -> FrameOut:
@@ -162,8 +219,13 @@ def _decode_frame_out(f: Wire) -> FrameOut:
 
 def _decode_ready(f: Wire) -> Ready:
     session, epoch = _owner(f)
-    prompt_hash = _text(f[4], "prompt_hash", MAX_ID_BYTES)
-    return Ready(session, epoch, _count(f[2], "slot"), _count(f[3], "frames"), prompt_hash, _number(f[5], "ready_ms"))
+    prompt_hash, ready_ms = _text(f[4], "prompt_hash", MAX_ID_BYTES), _number(f[5], "ready_ms")
+    slot, frames = _count(f[2], "slot"), _count(f[3], "frames")
+    if len(f) < 9:  # from a build before version 2
+        return Ready(session, epoch, slot, frames, prompt_hash, ready_ms)
+    numerics_id = _text(f[6], "numerics_id", MAX_TEXT_BYTES)
+    next_frame, exact = _count(f[7], "next_frame"), _flag(f[8], "exact")
+    return Ready(session, epoch, slot, frames, prompt_hash, ready_ms, numerics_id, next_frame, exact)
 
 
 # kind → (number of fields after it, decoder)
@@ -171,6 +233,8 @@ _UP: dict[int, tuple[int, Callable[[Wire], Any]]] = {
     _OPEN: (9, _decode_open),
     _FRAME_IN: (4, lambda f: FrameIn(_key(f), _array(f[3], FRAME_SAMPLES, "pcm"))),
     _CLOSE: (3, lambda f: CloseRequest(*_owner(f), _text(f[2], "reason", MAX_TEXT_BYTES))),
+    _JOURNAL_ASK: (3, lambda f: JournalAsk(*_owner(f), _count(f[2], "first_row"))),
+    _JOURNAL_PART: (5, _decode_part),
 }
 _DOWN: dict[int, tuple[int, Callable[[Wire], Any]]] = {
     _READY: (6, _decode_ready),
@@ -180,6 +244,8 @@ _DOWN: dict[int, tuple[int, Callable[[Wire], Any]]] = {
         lambda f: Failed(*_owner(f), _text(f[2], "code", MAX_ID_BYTES), _text(f[3], "message", MAX_TEXT_BYTES)),
     ),
     _NEED: (4, lambda f: Need(_key(f), _count(f[3], "need_frame"))),
+    _MOVE: (3, lambda f: Move(*_owner(f), _text(f[2], "reason", MAX_TEXT_BYTES))),
+    _JOURNAL_PART: (5, _decode_part),
 }
 
 
@@ -226,6 +292,12 @@ def _text(value: Any, name: str, limit: int) -> str:
 def _count(value: Any, name: str) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
         raise TrunkProtocolError(f"{name} must be an integer in 0 … 2**63 - 1, not {_shown(value)}")
+    return value
+
+
+def _flag(value: Any, name: str) -> bool:
+    if type(value) is not bool:
+        raise TrunkProtocolError(f"{name} must be true or false, not {_shown(value)}")
     return value
 
 
