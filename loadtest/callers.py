@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.speech import RATE, Recording, read_speech
+from loadtest.speech import RATE, Recording, Samples, read_speech
 
 DATA = Path(__file__).parent / "data"
 
@@ -18,9 +18,13 @@ class Caller:
     name: str
     role: str
 
+    def speech(self) -> Samples:
+        """What they say: [n] float32 at 24 kHz."""
+        return read_speech(DATA / f"{self.name}.opus")
+
     def recording(self, seconds: float = math.inf) -> Recording:
-        """What they say, or its first `seconds`."""
-        speech = read_speech(DATA / f"{self.name}.opus")
+        """The same as a client sends it, or its first `seconds`."""
+        speech = self.speech()
         return Recording.of(self.name, speech[: int(min(seconds * RATE, len(speech)))])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 import sphn
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from loadtest.chat_wire import ChatOptions, Kind, Message, audio_message, chat_url, parse
 from loadtest.speech import FRAME_S, FRAME_SAMPLES, RATE, Recording, Samples
 from loadtest.timings import Timings
 
+READY_TIMEOUT_S = 120.0
+SILENCE_TIMEOUT_S = 20.0
 CLOSE_GRACE_S = 2.0
 
 
 class ChatFailed(Exception):
-    """A conversation did not come about, or broke. The message is a sentence for the user."""
+    """A conversation did not come about, or broke. The message is a sentence for the user.
+
+    `close_code` is the WebSocket's, or the HTTP status where it never came to be one; None where nobody gave any.
+    """
 
     def __init__(self, message: str, close_code: int | None = None) -> None:
         super().__init__(message)
@@ -61,77 +66,20 @@ async def hold_conversation(
     options: ChatOptions,
     *,
     on_frame: Callable[[int], None] | None = None,
-    ready_timeout_s: float = 120.0,
-    silence_timeout_s: float = 20.0,
+    ready_timeout_s: float = READY_TIMEOUT_S,
+    silence_timeout_s: float = SILENCE_TIMEOUT_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> Conversation:
     """Plays `recording` to the agent in real time and listens until as much has come back.
 
-    `on_frame` is told how many frames of the agent have been heard. Raises Refused before the agent is ready,
-    Lost after it, WireError when the server does not speak /api/chat, and ValueError for an address that is none.
+    `on_frame` is told how many frames of the agent have been heard. Raises what `converse` raises.
     """
-    url = chat_url(server, options)
-    timings = Timings(opened_s=clock())
-    try:
-        connection = await connect(
-            url, additional_headers=options.headers, compression=None, max_size=2**20, open_timeout=ready_timeout_s
-        )
-    except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
-        raise Refused(f"{server} did not take the call: {error or type(error).__name__}") from error
-    async with connection:
-        await _until_ready(connection, timings, ready_timeout_s, clock)
-        sender = asyncio.create_task(_speak(connection, recording, timings, clock))
-        try:
-            return await _listen(connection, recording, timings, on_frame, silence_timeout_s, clock)
-        finally:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
-
-
-async def _until_ready(
-    connection: ClientConnection, timings: Timings, timeout_s: float, clock: Callable[[], float]
-) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                message = await _next(connection, Refused)
-                if message.kind is Kind.HANDSHAKE:
-                    timings.on_ready(clock())
-                    return
-    except TimeoutError:
-        raise Refused(f"the agent was not ready within {timeout_s:.0f} s") from None
-
-
-async def _speak(
-    connection: ClientConnection, recording: Recording, timings: Timings, clock: Callable[[], float]
-) -> None:
-    """Sends frame k when a microphone would have it whole, k + 1 frames after the start."""
-    start_s = clock()
-    for frame, ogg in enumerate(recording.ogg):
-        due_s = start_s + (frame + 1) * FRAME_S
-        await asyncio.sleep(max(0.0, due_s - clock()))
-        await connection.send(audio_message(ogg))
-        timings.on_sent(clock(), due_s)
-
-
-async def _listen(
-    connection: ClientConnection,
-    recording: Recording,
-    timings: Timings,
-    on_frame: Callable[[int], None] | None,
-    timeout_s: float,
-    clock: Callable[[], float],
-) -> Conversation:
-    """Reads until the agent has spoken, or kept silent, for as long as the recording lasts."""
-    heard = Conversation(timings)
+    heard = Conversation(Timings(opened_s=clock()))
+    timings = heard.timings
     reader = sphn.OpusStreamReader(RATE)
     parts: list[Samples] = []
-    while timings.heard_samples < len(recording.pcm):
-        try:
-            async with asyncio.timeout(timeout_s):
-                message = await _next(connection, Lost)
-        except TimeoutError:
-            raise Lost(f"nothing came from the server for {timeout_s:.0f} s") from None
+
+    def take(message: Message) -> bool:
         if message.kind is Kind.METADATA:
             heard.metadata.update(message.metadata)
         elif message.kind is Kind.TEXT:
@@ -145,8 +93,114 @@ async def _listen(
                 timings.on_heard(clock(), len(pcm))
                 if on_frame is not None:
                     on_frame(min(len(timings.heard_s), recording.frames))
+        return timings.heard_samples >= len(recording.pcm)
+
+    await converse(
+        server,
+        recording.ogg,
+        options,
+        timings,
+        take,
+        ready_timeout_s=ready_timeout_s,
+        silence_timeout_s=silence_timeout_s,
+        clock=clock,
+    )
     heard.agent = np.concatenate(parts)[: len(recording.pcm)]
     return heard
+
+
+async def converse(
+    server: str,
+    spoken: Iterable[bytes],
+    options: ChatOptions,
+    timings: Timings,
+    take: Callable[[Message], bool],
+    *,
+    ready_timeout_s: float = READY_TIMEOUT_S,
+    silence_timeout_s: float = SILENCE_TIMEOUT_S,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """One call: sends a payload of `spoken` every 80 ms and hands `take` every message, until it answers True.
+
+    The handshake is handed on as well. What is sent and that the agent is ready goes into `timings` here; what is heard
+    is up to `take`, which knows how much sound a payload holds. Raises Refused before the agent is ready, Lost after
+    it, WireError when the server does not speak /api/chat, and ValueError for an address that is none.
+    """
+    url = chat_url(server, options)
+    try:
+        connection = await connect(
+            url,
+            additional_headers=options.headers,
+            compression=None,
+            max_size=2**20,
+            open_timeout=ready_timeout_s,
+            close_timeout=CLOSE_GRACE_S,
+        )
+    except InvalidStatus as error:
+        status = error.response.status_code
+        raise Refused(f"{server} did not take the call: it answered HTTP {status}", status) from error
+    except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
+        raise Refused(f"{server} did not take the call: {error or type(error).__name__}") from error
+    async with connection:
+        await _until_ready(connection, timings, take, ready_timeout_s, clock)
+        sender = asyncio.create_task(speak(connection.send, spoken, timings, clock))
+        try:
+            await _listen(connection, take, silence_timeout_s)
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
+
+async def _until_ready(
+    connection: ClientConnection,
+    timings: Timings,
+    take: Callable[[Message], bool],
+    timeout_s: float,
+    clock: Callable[[], float],
+) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await _next(connection, Refused)
+                if message.kind is Kind.HANDSHAKE:
+                    timings.on_ready(clock())
+                    take(message)
+                    return
+    except TimeoutError:
+        raise Refused(f"the agent was not ready within {timeout_s:.0f} s") from None
+
+
+async def speak(
+    send: Callable[[bytes], Awaitable[None]],
+    spoken: Iterable[bytes],
+    timings: Timings,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Sends frame k when a microphone would have it whole, k + 1 frames after the start.
+
+    A frame is late by what this process took to wake up. The time that `send` was blocked by a server that does not
+    read is the server's, and moves the frames behind it.
+    """
+    start_s = free_s = clock()
+    for frame, payload in enumerate(spoken):
+        due_s = start_s + (frame + 1) * FRAME_S
+        await sleep(max(0.0, due_s - clock()))
+        sent_s, due_s = clock(), max(due_s, free_s)
+        timings.on_sent(sent_s, due_s)
+        await send(audio_message(payload))
+        free_s = due_s + clock() - sent_s
+
+
+async def _listen(connection: ClientConnection, take: Callable[[Message], bool], timeout_s: float) -> None:
+    while True:
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await _next(connection, Lost)
+        except TimeoutError:
+            raise Lost(f"nothing came from the server for {timeout_s:.0f} s") from None
+        if take(message):
+            return
 
 
 async def _next(connection: ClientConnection, failure: type[ChatFailed]) -> Message:

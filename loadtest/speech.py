@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,32 @@ class Recording:
         padded = np.concatenate([in_frames(pcm), np.zeros((TAIL_FRAMES, FRAME_SAMPLES), dtype=np.float32)])
         writer = sphn.OpusStreamWriter(RATE)
         return Recording(name, pcm, tuple(bytes(writer.append_pcm(frame)) for frame in padded))
+
+
+class EndlessSpeech:
+    """A recording over and over as one Ogg-Opus stream, a chunk per frame: somebody who never stops talking.
+
+    A chunk is encoded when it is first asked for and kept, since many play the same: 5 kB for a second.
+    """
+
+    def __init__(self, pcm: Samples) -> None:
+        """pcm: [n] float32 at 24 kHz. Raises ValueError if it is empty."""
+        if not len(pcm):
+            raise ValueError("there is nothing to say in a recording of no samples")
+        self._frames = in_frames(pcm)
+        self._writer = sphn.OpusStreamWriter(RATE)
+        self._ogg: list[bytes] = []
+
+    def prepare(self, frames: int) -> None:
+        """Encodes the first `frames` now, at 1 ms each."""
+        while len(self._ogg) < frames:
+            self._ogg.append(bytes(self._writer.append_pcm(self._frames[len(self._ogg) % len(self._frames)])))
+
+    def chunks(self) -> Iterator[bytes]:
+        """From the beginning, without an end."""
+        for frame in itertools.count():
+            self.prepare(frame + 1)
+            yield self._ogg[frame]
 
 
 def read_speech(path: Path) -> Samples:

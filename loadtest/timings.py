@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from loadtest.playout import PLAYOUT_BUFFER_S, underruns
+
 FRAME_SAMPLES = 1_920
 FRAME_S = 0.080  # the model's clock: one frame in, one frame out
 
@@ -26,6 +28,7 @@ class Timings:
     sent_s: list[float] = field(default_factory=list)  # when it did
     heard_s: list[float] = field(default_factory=list)  # when agent frame k had arrived in full
     heard_samples: int = 0
+    ended_s: float | None = None  # when the caller hung up, or found that the line was dead
     _last_s: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -53,6 +56,12 @@ class Timings:
         complete = self.heard_samples // FRAME_SAMPLES
         self.heard_s += [now_s] * (complete - len(self.heard_s))
 
+    def on_end(self, now_s: float) -> None:
+        if self.ended_s is not None:
+            raise OutOfOrder("the call ended twice")
+        self._forward(now_s)
+        self.ended_s = now_s
+
     def _forward(self, now_s: float) -> None:
         if now_s < self._last_s:
             raise OutOfOrder(f"the clock went back from {self._last_s:.3f} to {now_s:.3f} s")
@@ -72,6 +81,20 @@ class Timings:
     def frame_gaps_ms(self) -> list[float]:
         """Between one agent frame and the next; 80 is the beat."""
         return [(b - a) * 1e3 for a, b in zip(self.heard_s, self.heard_s[1:], strict=False)]
+
+    @property
+    def open_gap_ms(self) -> float | None:
+        """How long nothing had come when the call ended, if a player would have run dry by then: a server that has
+        fallen silent would go unseen otherwise, since a gap ends with a frame."""
+        if self.ended_s is None or self.ready_s is None:
+            return None
+        since_s = self.ended_s - (self.heard_s[-1] if self.heard_s else self.ready_s)
+        return since_s * 1e3 if since_s > FRAME_S + PLAYOUT_BUFFER_S else None
+
+    @property
+    def underruns(self) -> int:
+        """How often a player with a buffer of 120 ms ran dry, a silence that lasted to the call's end included."""
+        return len(underruns(self.heard_s)) + (self.open_gap_ms is not None)
 
     @property
     def reply_lags_ms(self) -> list[float]:

@@ -82,7 +82,7 @@ def talk(
 
     wish = Wish(
         voice=voice,
-        role=_read_role(role),
+        role=read_role(role),
         seed=secrets.randbelow(2**31) if seed is None else seed,
         sampling=Sampling(text_temperature, text_topk, audio_temperature, audio_topk),
     )
@@ -106,7 +106,7 @@ def talk(
         err.print(f"it said: {said}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _read_role(role: str) -> str:
+def read_role(role: str) -> str:
     """TEXT, or the content of FILE for @FILE."""
     if not role.startswith("@"):
         return role

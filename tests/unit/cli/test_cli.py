@@ -20,7 +20,10 @@ from serving.cli.demo import Call, what_was_wrong
 from serving.cli.main import app
 from serving.tenants import Tenants
 
-COMMANDS = [[], ["serve"], ["talk"], ["demo"], ["keys"], ["voices"], ["voices", "add"], ["bench"], ["bench", "frame"]]
+COMMANDS = [
+    [], ["serve"], ["talk"], ["demo"], ["loadtest"], ["keys"], ["voices"], ["voices", "add"], ["bench"],
+    ["bench", "frame"],
+]  # fmt: skip
 
 # What takes seconds to import; --help may not.
 HEAVY = ("torch", "ray", "numpy", "fastapi", "matplotlib", "soundfile", "serving.settings")

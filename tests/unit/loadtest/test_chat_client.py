@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from loadtest.chat_client import Lost, Refused, hold_conversation
+from loadtest.chat_client import Lost, Refused, hold_conversation, speak
 from loadtest.chat_wire import ChatOptions, WireError
 from loadtest.speech import RATE, Recording
+from loadtest.timings import Timings
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
 
@@ -137,3 +138,44 @@ async def test_cancelling_a_call_hangs_up() -> None:
         with pytest.raises(asyncio.CancelledError):
             await call
         await asyncio.wait_for(hung_up.wait(), 5)
+
+
+class TestSpeaking:
+    """With a clock that only moves when somebody sleeps, or is blocked."""
+
+    @staticmethod
+    async def spoken(oversleeps_s: dict[int, float], blocks_s: dict[int, float], frames: int) -> Timings:
+        now_s, sleeps, sends = 100.0, 0, 0
+
+        async def sleep(seconds: float) -> None:
+            nonlocal now_s, sleeps
+            now_s += seconds + oversleeps_s.get(sleeps, 0.0)
+            sleeps += 1
+
+        async def send(message: bytes) -> None:
+            nonlocal now_s, sends
+            assert message[0] == 1
+            now_s += blocks_s.get(sends, 0.0)
+            sends += 1
+
+        timings = Timings(opened_s=99.0)
+        timings.on_ready(100.0)
+        await speak(send, [b"x"] * frames, timings, lambda: now_s, sleep)
+        return timings
+
+    async def test_frames_leave_when_a_microphone_would_have_them(self) -> None:
+        timings = await self.spoken({}, {}, 4)
+        assert timings.sent_s == pytest.approx([100.08, 100.16, 100.24, 100.32])
+        assert timings.generator_lags_ms == pytest.approx([0, 0, 0, 0], abs=1e-6)
+
+    async def test_waking_late_is_our_own_lag_and_is_caught_up(self) -> None:
+        # Woken at 100.08 + 0.1: frame 1 was due at 100.16 and leaves at once, 20 ms late; frame 2 is on time again.
+        timings = await self.spoken({0: 0.1}, {}, 4)
+        assert timings.sent_s == pytest.approx([100.18, 100.18, 100.24, 100.32])
+        assert timings.generator_lags_ms == pytest.approx([100, 20, 0, 0], abs=1e-6)
+
+    async def test_a_server_that_does_not_read_is_not_our_lag(self) -> None:
+        # The first frame is taken 0.2 s after it was sent: frames 1 and 2 leave at 100.28, frame 3 on its time.
+        timings = await self.spoken({}, {0: 0.2}, 4)
+        assert timings.sent_s == pytest.approx([100.08, 100.28, 100.28, 100.32])
+        assert timings.generator_lags_ms == pytest.approx([0, 0, 0, 0], abs=1e-6)

@@ -8,7 +8,16 @@ import soundfile
 import sphn
 
 import loadtest
-from loadtest.speech import RATE, TAIL_FRAMES, Recording, UnreadableAudio, read_speech, to_int16, write_wav
+from loadtest.speech import (
+    RATE,
+    TAIL_FRAMES,
+    EndlessSpeech,
+    Recording,
+    UnreadableAudio,
+    read_speech,
+    to_int16,
+    write_wav,
+)
 
 CALLERS = sorted((Path(loadtest.__file__).parent / "data").glob("*.opus"))
 
@@ -46,6 +55,25 @@ def test_a_recording_becomes_one_chunk_per_frame_that_decodes_to_itself() -> Non
     assert len(decoded) == 1920 * (5 + TAIL_FRAMES)
     assert 0.1 < np.sqrt(np.mean(decoded[:8000] ** 2)) < 0.3
     assert np.abs(decoded[8 * 1920 :]).max() < 0.01
+
+
+def test_endless_speech_is_one_stream_that_begins_again_and_is_encoded_once() -> None:
+    pcm = (0.3 * np.sin(2 * np.pi * 300 * np.arange(3 * 1920) / RATE)).astype(np.float32)
+    pcm[1920:] = 0
+    speech = EndlessSpeech(pcm)
+    one, other = speech.chunks(), speech.chunks()
+    chunks = [next(one) for _ in range(9)]
+    assert [next(other) for _ in range(9)] == chunks
+    reader = sphn.OpusStreamReader(RATE)
+    decoded = np.concatenate([reader.append_bytes(chunk) for chunk in chunks]).reshape(9, 1920)
+    loud = np.sqrt(np.mean(decoded**2, axis=1)) > 0.05
+    assert loud.reshape(3, 3)[:, 0].all()
+    assert not loud.reshape(3, 3)[:, 2].any()
+
+
+def test_nothing_cannot_be_said_endlessly() -> None:
+    with pytest.raises(ValueError, match="nothing to say"):
+        EndlessSpeech(np.zeros(0, dtype=np.float32))
 
 
 def test_wavs_are_as_long_as_their_longest_channel(tmp_path: Path) -> None:

@@ -50,6 +50,32 @@ def test_a_frame_counts_when_its_last_sample_is_here() -> None:
     assert timings.heard_s == [3.0, 3.0]
 
 
+def test_a_silence_in_which_the_call_ends_is_a_gap_and_an_underrun() -> None:
+    timings = held(10, FRAME_S)
+    last_s = timings.heard_s[-1]
+    timings.on_end(last_s + 0.19)
+    assert timings.open_gap_ms is None
+    assert timings.underruns == 0
+    timings.ended_s = last_s + 0.21
+    assert timings.open_gap_ms == pytest.approx(210)
+    assert timings.underruns == 1
+
+
+def test_a_call_that_never_heard_anything_was_silent_from_the_start() -> None:
+    timings = Timings(opened_s=0.0)
+    timings.on_ready(1.0)
+    timings.on_end(4.0)
+    assert timings.open_gap_ms == pytest.approx(3000)
+    assert timings.underruns == 1
+
+
+def test_a_call_that_was_never_ready_has_no_silence() -> None:
+    timings = Timings(opened_s=0.0)
+    timings.on_end(4.0)
+    assert timings.open_gap_ms is None
+    assert timings.underruns == 0
+
+
 def test_events_out_of_order_are_refused() -> None:
     timings = Timings(opened_s=5.0)
     with pytest.raises(OutOfOrder, match="before it was ready"):
@@ -61,6 +87,9 @@ def test_events_out_of_order_are_refused() -> None:
     timings.on_ready(6.0)
     with pytest.raises(OutOfOrder, match="twice"):
         timings.on_ready(7.0)
+    timings.on_end(8.0)
+    with pytest.raises(OutOfOrder, match="ended twice"):
+        timings.on_end(9.0)
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.0, 1), (0.5, 5), (0.9, 9), (0.95, 10), (0.99, 10), (1.0, 10)])
