@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models.checkpoint_files import CheckpointError
+from models.checkpoint_int8 import ROW_SCALE, scale_problems, widen_rows
 from models.config import AUDIO_CODEBOOKS, LMConfig
 
 Shape = tuple[int, ...]
@@ -22,7 +23,7 @@ Shape = tuple[int, ...]
 _PER_STEP = re.compile(r"(depformer\.layers\.\d+\.gating\.|depformer_in\.|linears\.)0(\..+)")
 _STEP_EMBEDDING = re.compile(r"(depformer_emb\.)0(\..+)")
 _STACKED = re.compile(r"depformer\.layers\.\d+\.self_attn\.(in_proj_weight|out_proj\.weight)")
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+_STORED = {"F64", "F32", "F16", "BF16", "I8"}
 
 
 def module_shapes(module: nn.Module) -> dict[str, Shape]:
@@ -60,13 +61,18 @@ def check_shapes(stored: Mapping[str, Shape], expected: Mapping[str, Shape], whe
 
 
 def stored_shapes(path: Path) -> dict[str, Shape]:
-    """Name → shape of a safetensors file, from its header alone. Raises CheckpointError."""
+    """Name → shape of a safetensors file's weights, from its header alone; the scales of int8 rows are checked here.
+
+    Raises CheckpointError.
+    """
     with _open(path, "cpu") as file:
-        kinds = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # a file, not a dict
-        odd = sorted(f"{name} {kind.get_dtype()}" for name, kind in kinds.items() if kind.get_dtype() not in _FLOATS)
-        if odd:
-            raise CheckpointError(f"{path} holds tensors that are not floating point: {', '.join(odd)}")
-        return {name: tuple(kind.get_shape()) for name, kind in kinds.items()}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # a file, not a dict
+        kinds = {name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()}
+    if odd := sorted(f"{name} {dtype}" for name, (dtype, _) in kinds.items() if dtype not in _STORED):
+        raise CheckpointError(f"{path} holds tensors that are neither floating point nor int8: {', '.join(odd)}")
+    if problems := scale_problems(kinds):
+        raise CheckpointError(f"{path} holds int8 rows that cannot be read; export it again: {'; '.join(problems)}")
+    return {name: shape for name, (_, shape) in kinds.items() if not name.endswith(ROW_SCALE)}
 
 
 def stored_depth_steps(stored: Mapping[str, Shape], config: LMConfig) -> int:
@@ -79,7 +85,7 @@ def fill_module(module: nn.Module, path: Path, device: torch.device) -> None:
     """Gives a module that was built on the meta device its tensors, straight to `device`, one after the other.
 
     Beside the module itself at most one tensor exists at any time, so 16 GB of weights need 16 GB. A tensor gets
-    the dtype its place in the module has. The file must have passed check_shapes.
+    the dtype its place in the module has, int8 rows by way of fp32. The file must have passed check_shapes.
     """
     places = dict(module.state_dict())
     with _open(path, str(device)) as file:
@@ -87,14 +93,19 @@ def fill_module(module: nn.Module, path: Path, device: torch.device) -> None:
             place = places.pop(name, None)
             if place is None:
                 continue  # a part that never runs
-            piece = file.get_slice(name)
-            whole = tuple(piece.get_shape()) == tuple(place.shape)
-            _put(module, name, file.get_tensor(name) if whole else piece[: place.shape[0]], place, whole, device)
+            whole = tuple(file.get_slice(name).get_shape()) == tuple(place.shape)
+            _put(module, name, _read(file, name, None if whole else place.shape[0]), place, whole, device)
     if places:
         raise CheckpointError(f"{path} left tensors of the model unset: {', '.join(sorted(places))}")
     unset = [name for name, tensor in _everything(module) if tensor.is_meta]
     if unset:
         raise CheckpointError(f"buffers that no file holds must be built on use, not on construction: {unset}")
+
+
+def _read(file: safe_open, name: str, rows: int | None) -> Tensor:
+    """A tensor of the file, or so many of its first rows; int8 widened to fp32."""
+    tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[:rows]
+    return widen_rows(tensor, file.get_tensor(f"{name}{ROW_SCALE}")) if tensor.dtype == torch.int8 else tensor
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor, place: Tensor, whole: bool, device: torch.device) -> None:

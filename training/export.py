@@ -15,6 +15,7 @@ from torch import Tensor
 from models.checkpoint import load_checkpoint
 from models.checkpoint_files import CONFIG as CONFIG_FILE
 from models.checkpoint_files import FORMAT, VOICES_FOLDER
+from models.checkpoint_int8 import compact
 from models.demo_checkpoint import TOKENIZER
 from models.voices import write_codes
 from training import codec_model, lm
@@ -47,7 +48,7 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[
     weights = {name.removeprefix("model."): tensor for name, tensor in without_moments(saved[0]).items()}
     voices = load_file(codes / "voices.safetensors")
     out.mkdir(parents=True, exist_ok=True)
-    save_file(_halved(weights), out / "model.safetensors")
+    save_file(compact(weights), out / "model.safetensors")
     save_file(_halved(mimi.state_dict()), out / "mimi.safetensors")
     shutil.copyfile(TOKENIZER, out / "tokenizer.model")
     folder = out / VOICES_FOLDER

@@ -259,10 +259,12 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def quantize(folder: Path) -> None:
-    tensors = lm_tensors()
-    tensors["text_emb.weight"] = tensors["text_emb.weight"].to(torch.int8)
-    save_file(tensors, folder / "model.safetensors")
+def store_as(dtype: torch.dtype) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        tensors = lm_tensors()
+        save_file({**tensors, "text_emb.weight": tensors["text_emb.weight"].to(dtype)}, folder / "model.safetensors")
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,8 @@ def quantize(folder: Path) -> None:
         (containing("tokenizer_spm_3k.model", ""), "several files tokenizer_spm_"),
         (containing("tokenizer.model", "no model"), "not a SentencePiece model"),
         (truncate, "cannot be read as safetensors"),
-        (quantize, r"not floating point: text_emb\.weight I8"),
+        (store_as(torch.int8), r"text_emb\.weight is I8 without text_emb\.weight\.row_scale"),
+        (store_as(torch.int16), r"neither floating point nor int8: text_emb\.weight I16"),
     ],
 )
 def test_a_damaged_checkpoint_says_what_is_wrong(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
