@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -102,7 +103,7 @@ def fill_module(module: nn.Module, path: Path, device: torch.device) -> None:
         raise CheckpointError(f"buffers that no file holds must be built on use, not on construction: {unset}")
 
 
-def _read(file: safe_open, name: str, rows: int | None) -> Tensor:
+def _read(file: Any, name: str, rows: int | None) -> Tensor:
     """A tensor of the file, or so many of its first rows; int8 widened to fp32."""
     tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[:rows]
     return widen_rows(tensor, file.get_tensor(f"{name}{ROW_SCALE}")) if tensor.dtype == torch.int8 else tensor
