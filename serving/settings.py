@@ -65,6 +65,8 @@ class ServeSettings(BaseSettings):
     ahead_frames: int = Field(5, ge=1, description="80 ms frames a client may be ahead of real time")
     stale_audio_s: float = Field(2.0, gt=0, description="seconds behind after which oldest audio is dropped")
     slow_client_s: float = Field(10.0, gt=0, description="seconds behind after which the conversation is closed")
+    recovery_s: float = Field(30.0, gt=0, description="seconds a conversation may look for a new home after a death")
+    resume_grace_s: float = Field(30.0, ge=0, description="seconds a lost client's slot waits for its resume token")
     opus_complexity: int = Field(5, ge=0, le=10, description="libopus complexity; costs 0.5-0.9 ms a frame and stream")
 
     # How the parts watch each other
