@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +53,18 @@ class FrameLog:
     def array(self) -> Rows:
         """[n, width] int16, a copy."""
         return np.frombuffer(self.to_bytes(), dtype="<i2").astype(np.int16).reshape(-1, self.width)
+
+    def rows(self, first: int, end: int) -> Iterator[Rows]:
+        """Frames `first` … `end` - 1, [width] int16 each, which must be here: near the newest this costs no copy of all."""
+        if not self.start <= first <= end <= self.next:
+            raise JournalError(f"frames {first} … {end} are not all within {self.start} … {self.next}")
+        for frame in range(first, end):
+            yield np.frombuffer(self._rows[frame - self.start], dtype="<i2").astype(np.int16)
+
+    def since(self, frame: int) -> Rows:
+        """[n, width] int16, a copy of the rows from `frame` on, as far as they are kept."""
+        rows = b"".join(islice(self._rows, max(0, frame - self.start), None))
+        return np.frombuffer(rows, dtype="<i2").astype(np.int16).reshape(-1, self.width)
 
     def fill(self, start: int, rows: Rows) -> None:
         """Replaces all there is."""
