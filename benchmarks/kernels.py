@@ -75,6 +75,8 @@ def launches(config: LMConfig) -> Iterator[Launch]:
     yield linear("depth head", config.card, depth, out=FP32)
     yield from attention(config, BF16)
     yield from attention(config, FP8)
+    yield from attention(config, BF16, page=KEY_BLOCK)
+    yield from attention(config, FP8, page=KEY_BLOCK)
     yield draw("draw text", config.text_card, depth)
     yield draw("draw audio", config.card, depth)
     yield Launch(
@@ -120,16 +122,20 @@ def linear(
     return Launch(name, linear_triton._linear, types, constants, stages=tile.stages)
 
 
-def attention(config: LMConfig, stored: str) -> Iterator[Launch]:
+def attention(config: LMConfig, stored: str, page: int = 0) -> Iterator[Launch]:
+    """page: positions of a page, 0 for rings in one piece."""
     capacity, scaled = round_up(config.window + DEFAULT_TILE, KEY_BLOCK), stored == FP8
     splits = -(-capacity // attention_triton.SPLIT_KEYS)
     heads, head_dim = config.num_heads, config.head_dim
-    rings = {"keys": stored, "values": stored, "scales": BF16 if scaled else stored, "scales_half": "i32"}
+    rings = {
+        "keys": stored, "values": stored, "scales": BF16 if scaled else stored, "scales_half": "i32", "table": INT
+    }  # fmt: skip
+    kind = f"{stored[1:]}{' in pages' if page else ''}"
     meta: dict[str, object] = {"meta_stride": ROW_WIDTH, "slot_column": SLOT, "heads": heads, "head_dim": head_dim}
-    common: dict[str, object] = {"capacity": capacity, "scaled": scaled}
+    common: dict[str, object] = {"capacity": capacity, "page": page, "scaled": scaled}
     dim_block = max(16, power_of_two(head_dim))
     yield Launch(
-        f"rope_store {stored[1:]}",
+        f"rope_store {kind}",
         attention_triton._rope_store,
         {"packed": BF16, "meta": INT, "cosine": FP32, "sine": FP32, "query": BF16, **rings},
         {**meta, **common, "half": power_of_two(head_dim // 2), "exponent": FP8_EXPONENT},
@@ -137,7 +143,7 @@ def attention(config: LMConfig, stored: str) -> Iterator[Launch]:
     )
     partials = {"partial": FP32, "largest": FP32, "total": FP32}
     yield Launch(
-        f"attend {stored[1:]}",
+        f"attend {kind}",
         attention_triton._attend,
         {"query": BF16, **rings, "blocks": INT, **partials, "softmax_scale": "fp32"},
         {
@@ -146,7 +152,7 @@ def attention(config: LMConfig, stored: str) -> Iterator[Launch]:
             "key_rows": attention_triton.KEYS_AT_ONCE, "precision": "tf32",
         },
     )  # fmt: skip
-    if not scaled:
+    if not scaled and not page:
         yield Launch(
             "combine",
             attention_triton._combine,
@@ -208,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = compile_for_h100(launch)
         fits = fits and made.shared_bytes <= SHARED_LIMIT
         print(
-            f"{made.name:20s} registers {made.registers:3d}  spilled {made.spilled_bytes:4d} B  "
+            f"{made.name:30s} registers {made.registers:3d}  spilled {made.spilled_bytes:4d} B  "
             f"shared {made.shared_bytes / 1024:6.1f} KiB  tensor-core products {made.products:3d}  "
             f"16-byte copies {made.wide_copies:3d}",
             flush=True,

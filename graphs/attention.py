@@ -29,6 +29,7 @@ class _Job:
     rows: slice
     slot: int
     keys: int
+    pages: Tensor | None  # [keys / KEY_BLOCK] int64, where the cache has a pool
     mask: Tensor  # [padded rows, keys] fp32, 0 or -inf
 
 
@@ -36,10 +37,18 @@ class RowCache(KVCache):
     """Rings of [capacity, head_dim]: a key is a row."""
 
     def __init__(
-        self, config: LMConfig, slots: int, tile: int, *, device: torch.device | str, dtype: torch.dtype
+        self,
+        config: LMConfig,
+        slots: int,
+        tile: int,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        pages: int | None = None,
     ) -> None:
-        super().__init__(config, slots, tile)
-        shape = (config.num_layers, slots, config.num_heads, self.capacity, config.head_dim)
+        super().__init__(config, slots, tile, pages)
+        stretches, positions = self.places
+        shape = (config.num_layers, stretches, config.num_heads, positions, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
 
@@ -59,8 +68,12 @@ class SpanAttention:
         self._scale = float(cache.keys.shape[-1]) ** -0.5
         slots = [span.slot for span in spans for _ in range(span.count)]
         ring = [(span.first + i) % cache.capacity for span in spans for i in range(span.count)]
-        self._slots = torch.tensor(slots, device=device)
-        self._ring = torch.tensor(ring, device=device)
+        if cache.pool is not None:  # a row writes into its position's page
+            table = cache.pool.table
+            slots = [int(table[slot, place // KEY_BLOCK]) for slot, place in zip(slots, ring, strict=True)]
+            ring = [place % KEY_BLOCK for place in ring]
+        self._stretches = torch.tensor(slots, device=device)
+        self._places = torch.tensor(ring, device=device)
         self._rows = len(slots)
         self._jobs = [self._job(span) for span in spans]
 
@@ -75,17 +88,19 @@ class SpanAttention:
         mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))
         # Padding rows repeat the last real one: a row that sees nothing would be NaN.
         mask[span.count :] = mask[span.count - 1]
-        return _Job(slice(span.start, span.start + span.count), span.slot, keys, mask)
+        pages = None
+        if cache.pool is not None:
+            pages = torch.from_numpy(cache.pool.of(span.slot, keys // KEY_BLOCK)).to(device)
+        return _Job(slice(span.start, span.start + span.count), span.slot, keys, pages, mask)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [rows, heads, head_dim] → [rows, heads, head_dim]; rows beyond the spans' come back as zeros."""
         cache, rows = self._cache, self._rows
-        cache.keys[layer][self._slots, :, self._ring] = k[:rows].to(cache.keys.dtype)
-        cache.values[layer][self._slots, :, self._ring] = v[:rows].to(cache.values.dtype)
+        cache.keys[layer][self._stretches, :, self._places] = k[:rows].to(cache.keys.dtype)
+        cache.values[layer][self._stretches, :, self._places] = v[:rows].to(cache.values.dtype)
         out = torch.zeros_like(q)
-        layer_keys, layer_values = cache.keys[layer], cache.values[layer]
         for job in self._jobs:
-            keys, values = layer_keys[job.slot, :, : job.keys], layer_values[job.slot, :, : job.keys]
+            keys, values = (_seen(ring, job) for ring in (cache.keys[layer], cache.values[layer]))
             out[job.rows] = self._attend(q[job.rows], keys, values, job.mask)
         return out
 
@@ -103,3 +118,10 @@ class SpanAttention:
             stop = start + KEY_BLOCK
             mixed = mixed + torch.matmul(weights[..., start:stop], values[:, start:stop])
         return mixed.transpose(0, 1)[:count].to(q.dtype)
+
+
+def _seen(layer: Tensor, job: _Job) -> Tensor:
+    """The first `job.keys` places of a job's ring, [heads, keys, head_dim]; out of pages, a copy."""
+    if job.pages is None:
+        return layer[job.slot, :, : job.keys]
+    return layer[job.pages].transpose(0, 1).flatten(1, 2)

@@ -17,6 +17,7 @@ from torch import Tensor
 from triton.language import constexpr
 
 from graphs.ring_cache import FP8_EXPONENT, RingCache
+from graphs.spans import KEY_BLOCK
 from graphs.step_inputs import QUERY_ROWS
 from graphs.triton_jit import exact_dots, interpreted, kernel, power_of_two
 
@@ -43,12 +44,14 @@ def _rope_store(
     values: tl.tensor,
     scales: tl.tensor,
     scales_half: tl.tensor,
+    table: tl.tensor,
     meta_stride: constexpr,
     slot_column: constexpr,
     heads: constexpr,
     head_dim: constexpr,
     half: constexpr,
     capacity: constexpr,
+    page: constexpr,
     scaled: constexpr,
     exponent: constexpr,
 ) -> None:
@@ -75,6 +78,10 @@ def _rope_store(
         r0 = (k0 * c - k1 * s).to(packed.dtype.element_ty).to(tl.float32)
         r1 = (k0 * s + k1 * c).to(packed.dtype.element_ty).to(tl.float32)
         place = (slot * heads + head) * capacity + position % capacity
+        if page > 0:
+            index = position % capacity
+            held = tl.load(table + slot * (capacity // page) + index // page).to(tl.int64)
+            place = (held * heads + head) * page + index % page
         if scaled:
             key_scale = _scale_of(tl.maximum(tl.abs(r0), tl.abs(r1)), exponent)
             value_scale = _scale_of(tl.maximum(tl.abs(v0), tl.abs(v1)), exponent)
@@ -95,6 +102,7 @@ def _attend(
     values: tl.tensor,
     scales: tl.tensor,
     scales_half: tl.tensor,
+    table: tl.tensor,
     blocks: tl.tensor,
     partial: tl.tensor,
     largest: tl.tensor,
@@ -102,6 +110,7 @@ def _attend(
     softmax_scale: tl.tensor,
     window: constexpr,
     capacity: constexpr,
+    page: constexpr,
     heads: constexpr,
     head_dim: constexpr,
     dim_block: constexpr,
@@ -112,7 +121,9 @@ def _attend(
     scaled: constexpr,
     precision: constexpr,
 ) -> None:
-    """blocks [n, 4] int32: start, count, slot and first position of up to query_rows rows."""
+    """blocks [n, 4] int32: start, count, slot and first position of up to query_rows rows.
+
+    page: positions of a page, 0 where rings are in one piece; table [slots, capacity / page] int32 names the pages."""
     block, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(blocks + block * 4)
     count = tl.load(blocks + block * 4 + 1)
@@ -142,7 +153,11 @@ def _attend(
         behind = last_ring - index
         behind = tl.where(behind < 0, behind + capacity, behind)
         exists = (behind < reach) & (index < capacity)
-        where = (base + index)[:, None] * head_dim + dim[None, :]
+        place = base + index
+        if page > 0:  # a page holds whole steps of this loop
+            held = tl.load(table + slot * (capacity // page) + key // page).to(tl.int64)
+            place = (tl.maximum(held, 0) * heads + head) * page + index % page
+        where = place[:, None] * head_dim + dim[None, :]
         there = exists[:, None] & (dim < head_dim)[None, :]
         k = tl.load(keys + where, mask=there, other=0.0)
         if scaled:
@@ -150,7 +165,7 @@ def _attend(
         k = k.to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision=precision) * softmax_scale
         if scaled:
-            scores *= tl.load(scales + base + index, mask=exists, other=0.0).to(tl.float32)[None, :]
+            scores *= tl.load(scales + place, mask=exists, other=0.0).to(tl.float32)[None, :]
         distance = ring[:, None] - index[None, :]
         distance = tl.where(distance < 0, distance + capacity, distance)
         scores = tl.where((distance < seen[:, None]) & exists[None, :], scores, float("-inf"))
@@ -160,7 +175,7 @@ def _attend(
         fade = tl.exp(highest - level)
         weight = weight * fade + tl.sum(shares, axis=1)
         if scaled:
-            shares *= tl.load(scales + scales_half + base + index, mask=exists, other=0.0).to(tl.float32)[None, :]
+            shares *= tl.load(scales + scales_half + place, mask=exists, other=0.0).to(tl.float32)[None, :]
         v = tl.load(values + where, mask=there, other=0.0)
         if scaled:
             v = v.to(tl.float16).to(tl.float32)
@@ -213,6 +228,9 @@ class TritonAttention:
     def __init__(self, cache: RingCache, heads: int, head_dim: int) -> None:
         self._cache, self._heads, self._head_dim = cache, heads, head_dim
         self.splits = -(-cache.capacity // SPLIT_KEYS)
+        paged = cache.page_table is not None
+        self._table = cache.page_table if paged else cache.keys  # which then nobody reads
+        self._page = KEY_BLOCK if paged else 0
 
     def __call__(
         self, layer: int, packed: Tensor, meta: Tensor, slot_column: int, blocks: Tensor, turn: tuple[Tensor, Tensor]
@@ -232,9 +250,9 @@ class TritonAttention:
         scales, scales_half = self._scales(layer)
         _rope_store[(rows, heads)](
             packed, meta, turn[0], turn[1], query, cache.keys[layer], cache.values[layer], scales, scales_half,
-            meta_stride=meta.stride(0), slot_column=slot_column, heads=heads, head_dim=head_dim,
-            half=power_of_two(head_dim // 2), capacity=cache.capacity, scaled=cache.scales is not None,
-            exponent=FP8_EXPONENT, num_warps=1,
+            self._table, meta_stride=meta.stride(0), slot_column=slot_column, heads=heads, head_dim=head_dim,
+            half=power_of_two(head_dim // 2), capacity=cache.capacity, page=self._page,
+            scaled=cache.scales is not None, exponent=FP8_EXPONENT, num_warps=1,
         )  # fmt: skip
         return query
 
@@ -249,11 +267,13 @@ class TritonAttention:
         # At least 16: what a tensor core's product needs of every dimension.
         dim_block = max(16, power_of_two(head_dim))
         _attend[(blocks.shape[0], heads, self.splits)](
-            query, cache.keys[layer], cache.values[layer], scales, scales_half, blocks, partial, largest, total,
-            head_dim**-0.5, window=cache.window, capacity=cache.capacity, heads=heads, head_dim=head_dim,
+            query, cache.keys[layer], cache.values[layer], scales, scales_half, self._table, blocks, partial, largest,
+            total, head_dim**-0.5, window=cache.window, capacity=cache.capacity, page=self._page, heads=heads,
+            head_dim=head_dim,
             dim_block=dim_block, splits=self.splits, split_keys=SPLIT_KEYS, query_rows=QUERY_ROWS,
             key_rows=KEYS_AT_ONCE, scaled=cache.scales is not None,
-            precision="ieee" if exact_dots(query) or interpreted() else "tf32", num_warps=4, num_stages=3,
+            precision="ieee" if exact_dots(query) or interpreted() else "tf32", num_warps=4,
+            num_stages=4 if self._page else 3,  # looking a page up takes one of them
         )  # fmt: skip
         out = torch.empty_like(query)
         _combine[(rows, heads)](

@@ -1,14 +1,20 @@
-"""Which step a machine gets: on CUDA the captured one, on a CPU with numba the compiled one, else torch operators."""
+"""Which step, attention and products a machine gets, and how its keys and values are kept.
+
+On CUDA the captured step, on a CPU with numba the compiled one, else torch operators. Attention and products have an
+implementation of our own and, where installed, vLLM's; which serves is asked for by name, or found by graphs.self_test.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+from dataclasses import dataclass, replace
 
 import torch
 
 from graphs.attention import RowCache
-from graphs.kv_cache import KVCache
+from graphs.kv_cache import KEY_BLOCK, KVCache, round_up
+from graphs.paging import pool_size
 from graphs.ring_cache import FP8, RingCache
 from graphs.sampling import HAS_NUMBA
 from models.config import LMConfig
@@ -18,6 +24,40 @@ log = logging.getLogger(__name__)
 # static: the step of fixed shape, in Triton's kernels on CUDA and in torch operators on a CPU (for tests);
 # static-fp8: the same with keys and values in fp8.
 BACKENDS = ("auto", "compiled", "torch", "static", "static-fp8")
+ATTENTIONS = ("auto", "ours", "vllm")
+LINEARS = ("auto", "ours", "onednn", "vllm", "vllm-int8", "vllm-fp8")
+KV_DTYPES = ("auto", "bfloat16", "fp8")  # auto: as the model computes them
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What an operator can choose. `auto` for attention and linear: what the self-test finds right, stable and faster.
+
+    kv_overcommit: how many times the full contexts that there is memory for are promised; above 1 the cache is paged.
+    """
+
+    step: str = "auto"
+    attention: str = "ours"
+    linear: str = "ours"
+    kv_dtype: str = "auto"
+    kv_overcommit: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a name that is none, and an overcommit below 1."""
+        for what, name, names in (
+            ("attention backend", self.step, BACKENDS),
+            ("attention backend", self.attention, ATTENTIONS),
+            ("linear backend", self.linear, LINEARS),
+            ("KV dtype", self.kv_dtype, KV_DTYPES),
+        ):
+            if name not in names:
+                raise ValueError(f"there is no {what} {name!r}, only {', '.join(names)}")
+        if self.kv_overcommit < 1.0:
+            raise ValueError(f"kv_overcommit is {self.kv_overcommit}: 1 reserves full contexts, 1.5 promises half more")
+
+    @property
+    def paged(self) -> bool:
+        return self.kv_overcommit > 1.0
 
 
 def make_cache(
@@ -27,29 +67,59 @@ def make_cache(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    backend: str = "auto",
+    backend: str | Backends = "auto",
 ) -> KVCache:
-    """Reserves full contexts for `slots` conversations, laid out as the chosen backend wants them.
+    """Reserves memory for `slots` rings, laid out as the chosen backends want them: full contexts, or a pool of pages.
 
-    backend: one of BACKENDS. Raises ValueError for a name that is none, or a backend that cannot serve this model.
+    backend: a step's name, one of BACKENDS, or all choices; an attention that is `auto` is taken to be ours. Raises
+    ValueError for a name that is none, or a backend that cannot serve this model; ImportError if vLLM is asked for and
+    not there.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"there is no attention backend {backend!r}, only {', '.join(BACKENDS)}")
-    if backend == "auto":
-        backend = _best(config, device, dtype)
-    log.info("attention backend: %s", backend)
-    if backend.startswith("static"):
-        if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-            raise ValueError("the static step on CUDA needs the package triton: install the extra 'cuda'")
-        stored = FP8 if backend == "static-fp8" else None
-        return RingCache(config, slots, tile, device=device, dtype=dtype, stored=stored)
-    if backend == "torch":
-        return RowCache(config, slots, tile, device=device, dtype=dtype)
-    if device.type != "cpu":
-        raise ValueError(f"compiled attention runs on the CPU, not on {device}")
-    from graphs.attention_cpu import ColumnCache
+    chosen = resolve(Backends(step=backend) if isinstance(backend, str) else backend, config, device, dtype)
+    log.info("step %s, attention %s, keys and values %s", chosen.step, chosen.attention, chosen.kv_dtype)
+    pages = None
+    if chosen.paged:
+        pages = pool_size(slots, round_up(config.window + tile, KEY_BLOCK) // KEY_BLOCK, chosen.kv_overcommit)
+    if chosen.step.startswith("static"):
+        stored = FP8 if chosen.kv_dtype == "fp8" else None
+        return RingCache(config, slots, tile, device=device, dtype=dtype, stored=stored, pages=pages)
+    stored = torch.bfloat16 if chosen.kv_dtype == "bfloat16" else dtype
+    if chosen.attention == "vllm":
+        from graphs.vllm_cpu import VllmBlockCache
 
-    return ColumnCache(config, slots, tile, dtype=dtype)
+        return VllmBlockCache(config, slots, tile, dtype=stored, pages=pages)
+    if chosen.step == "torch":
+        return RowCache(config, slots, tile, device=device, dtype=stored, pages=pages)
+    if pages is not None:
+        raise ValueError("the compiled step keeps whole rings: kv_overcommit needs the step `torch` or `static`")
+    from graphs.attention_cpu import CompiledCache
+
+    return CompiledCache(config, slots, tile, dtype=stored)
+
+
+def resolve(wanted: Backends, config: LMConfig, device: torch.device, dtype: torch.dtype) -> Backends:
+    """Settles what `auto` means for step and KV dtype, and refuses what does not go together.
+
+    Raises ValueError, which says what does.
+    """
+    step, kv_dtype = wanted.step, wanted.kv_dtype
+    if step == "auto":
+        step = _best(config, device, dtype)
+    if step == "static-fp8":
+        step, kv_dtype = "static", "fp8"
+    if kv_dtype == "fp8" and step != "static":
+        raise ValueError(
+            f"keys and values in fp8 are for CUDA with triton (here it is {device}, step {step!r}): choose bfloat16"
+        )
+    if kv_dtype == "bfloat16" and step == "static" and dtype != torch.bfloat16:
+        raise ValueError(f"this step keeps keys and values as computed ({dtype}) or in fp8, not in bfloat16")
+    if step == "static" and device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ValueError("the static step on CUDA needs the package triton: install the extra 'cuda'")
+    if step == "compiled" and device.type != "cpu":
+        raise ValueError(f"compiled attention runs on the CPU, not on {device}")
+    if wanted.attention == "vllm" and device.type == "cpu" and step != "compiled":
+        raise ValueError(f"on a CPU vLLM's attention serves the compiled step, which needs numba, not {step!r}")
+    return replace(wanted, step=step, kv_dtype=kv_dtype)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -73,6 +143,6 @@ def _compiled_fits(config: LMConfig, device: torch.device, dtype: torch.dtype) -
     return (
         device.type == "cpu"
         and dtype in (torch.float32, torch.bfloat16)
-        and config.head_dim % 8 == config.dim % 8 == config.depformer_dim % 8 == 0
+        and config.dim % 2 == config.depformer_dim % 2 == 0
         and HAS_NUMBA
     )

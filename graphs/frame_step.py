@@ -54,6 +54,7 @@ class FrameStep:
 
     def __init__(self, model: LanguageModel, cache: KVCache, *, fixed_rows: int = 0, fixed_emits: int = 0) -> None:
         """fixed_rows, fixed_emits: pad every step to these counts, 0 to fours. A WholeStep has counts of its own."""
+        self._cache = cache
         self._model = step_model(model, cache)
         self._fixed_rows = fixed_rows
         self._fixed_emits = fixed_emits
@@ -67,7 +68,11 @@ class FrameStep:
         emits: Sequence[Emit],
         overrides: Sequence[Override] = (),
     ) -> npt.NDArray[np.int16]:
-        """tokens: [rows, 17] input columns; spans lie end to end from row 0 on. Returns [emits, 9] int16."""
+        """tokens: [rows, 17] input columns; spans lie end to end from row 0 on. Returns [emits, 9] int16.
+
+        Raises graphs.paging.OutOfPages, before anything is run, if keys are in pages and too few are free.
+        """
+        self._cache.cover(spans)
         if isinstance(self._model, WholeStep):
             given = [(o.start, o.embeddings) for o in overrides]
             return self._model.frame(tokens, spans, draws_of(emits), given, self.probe)

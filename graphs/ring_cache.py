@@ -22,6 +22,7 @@ FP8 = torch.float8_e4m3fn
 # amax / scale then lies in [128, 256): below e4m3's largest number, 448, and as far above its smallest as can be.
 FP8_EXPONENT = 7
 _BIAS, _MANTISSA = 127, 23  # of fp32
+SCALE_AXIS = 2  # of a ring's scales [layers, heads, positions]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class ScaledPart(KVPart):
 class RingCache(RowCache):
     """RowCache's layout, [layers, slots, heads, capacity, head_dim], read by graphs.cuda_step.StaticStep.
 
-    scales: [2, layers, slots, heads, capacity] bf16 of keys and values, or None where they are stored as computed.
+    scales: [2, layers, slots, heads, capacity] bf16 of keys and values, or None where they are stored as computed; with
+    a pool [2, layers, pages, heads, KEY_BLOCK].
+    page_table: the pool's table where the kernels read it, [slots, blocks] int32 on the device, at an address that a
+    captured graph may keep; None without a pool.
     """
 
     def __init__(
@@ -50,11 +54,16 @@ class RingCache(RowCache):
         device: torch.device | str,
         dtype: torch.dtype,
         stored: torch.dtype | None = None,
+        pages: int | None = None,
     ) -> None:
-        """dtype: the model's; stored: FP8, or None for the model's own. Raises ValueError for other dtypes."""
+        """dtype: the model's; stored: FP8, or None for the model's own. pages: see KVCache. Raises ValueError for other
+        dtypes."""
         if stored not in (None, dtype, FP8):
             raise ValueError(f"keys and values are stored in {dtype} or {FP8}, not in {stored}")
-        super().__init__(config, slots, tile, device=device, dtype=stored or dtype)
+        super().__init__(config, slots, tile, device=device, dtype=stored or dtype, pages=pages)
+        self.page_table = None
+        if self.pool is not None:
+            self.page_table = torch.from_numpy(self.pool.table).to(device, copy=True)
         self.tile = tile
         self.scales = None
         if stored == FP8:
@@ -66,8 +75,17 @@ class RingCache(RowCache):
 
     @property
     def bytes_per_slot(self) -> int:
-        scales = 0 if self.scales is None else self.scales[:, :, 0].numel() * self.scales.element_size()
-        return super().bytes_per_slot + scales
+        stretches, positions = self.places
+        scales = 0 if self.scales is None else self.scales.numel() * self.scales.element_size()
+        return super().bytes_per_slot + scales // (stretches * positions) * self.capacity
+
+    def cover(self, spans: Sequence[Span]) -> None:
+        """See KVCache.cover; the device's table follows, in the order of its stream."""
+        super().cover(spans)
+        if self.pool is not None and self.pool.changed:
+            assert self.page_table is not None
+            self.page_table.copy_(torch.from_numpy(self.pool.table))
+            self.pool.changed = False
 
     def attention(self, spans: Sequence[Span]) -> SpanAttention:
         """For the portable backend. Raises ValueError for an fp8 ring, which only the static step reads."""
@@ -81,7 +99,8 @@ class RingCache(RowCache):
         part = super().read(slot, frames)
         if self.scales is None:
             return part
-        return ScaledPart(frames, part.keys, part.values, self.scales[:, :, slot, :, :frames].clone())
+        halves = [self._ring(half, slot, frames, SCALE_AXIS) for half in self.scales]
+        return ScaledPart(frames, part.keys, part.values, torch.stack(halves))
 
     @torch.inference_mode()
     def write(self, slot: int, part: KVPart) -> None:
@@ -91,22 +110,22 @@ class RingCache(RowCache):
         super().write(slot, part)
         if self.scales is not None:
             assert isinstance(part, ScaledPart)
-            self.scales[:, :, slot, :, : part.frames].copy_(part.scales)
+            for half, content in zip(self.scales, part.scales, strict=True):
+                self._put(half, slot, content, SCALE_AXIS)
 
     def snapshot(self, slot: int) -> dict[str, Tensor]:
         """See KVCache.snapshot; with fp8 also scales [2, layers, heads, capacity]."""
-        taken = super().snapshot(slot)
-        if self.scales is not None:
-            taken["scales"] = self.scales[:, :, slot].to("cpu", copy=True)
-        return taken
+        part = self.read(slot, self.capacity)
+        taken = {"keys": part.keys.cpu(), "values": part.values.cpu()}
+        return {**taken, "scales": part.scales.cpu()} if isinstance(part, ScaledPart) else taken
 
-    def restore(self, slot: int, snapshot: dict[str, Tensor]) -> None:
-        """See KVCache.restore. Raises ValueError for a snapshot of another dtype, too."""
+    def _part(self, snapshot: dict[str, Tensor]) -> KVPart:
+        """Raises ValueError for a snapshot of another dtype."""
         if snapshot["keys"].dtype != self.keys.dtype:
             raise ValueError(f"this snapshot holds {snapshot['keys'].dtype}, the cache {self.keys.dtype}")
-        super().restore(slot, snapshot)
-        if self.scales is not None:
-            self.scales[:, :, slot].copy_(snapshot["scales"])
+        if self.scales is None:
+            return super()._part(snapshot)
+        return ScaledPart(self.capacity, snapshot["keys"], snapshot["values"], snapshot["scales"])
 
 
 def fp8_scale(vectors: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from graphs.ring_cache import RingCache, fp8_scale
 from graphs.sampling import gumbel_noise
+from graphs.spans import KEY_BLOCK
 from graphs.step_inputs import AUDIO, GIVEN, GIVEN_EMBEDDING, KEY, POSITION, SLOT, TEXT
 from models.config import STREAMS
 from models.layers import RMS_EPS
@@ -103,7 +104,11 @@ class TorchOps:
         return (shares.unsqueeze(2) @ values).reshape(count, -1).to(packed.dtype)
 
     def _store(self, layer: int, live: Tensor, slots: Tensor, ring: Tensor, k: Tensor, v: Tensor) -> None:
-        where = (slots[live], slice(None), ring[live])
+        stretches, places = slots[live], ring[live]
+        if self._cache.page_table is not None:
+            stretches = self._cache.page_table[stretches, places // KEY_BLOCK].long()
+            places = places % KEY_BLOCK
+        where = (stretches, slice(None), places)
         for half, (cached, fresh) in enumerate(((self._cache.keys, k[live]), (self._cache.values, v[live]))):
             if self._cache.scales is None:
                 cached[layer][where] = fresh
@@ -120,7 +125,11 @@ class TorchOps:
             ring = cached[layer].float()
             if self._cache.scales is not None:
                 ring *= self._cache.scales[half, layer].float().unsqueeze(-1)
-            rings.append(ring[slots])
+            if self._cache.page_table is None:
+                rings.append(ring[slots])
+            else:  # what has no page yet is seen by nobody
+                pages = self._cache.page_table[slots].long().clamp(min=0)
+                rings.append(ring[pages].transpose(1, 2).flatten(2, 3))
         return rings[0], rings[1]
 
     def depth_attend(self, packed: Tensor, codebook: int, heads: int) -> Tensor:
