@@ -9,7 +9,7 @@ from typing import Any
 
 from models.checkpoint_files import find_checkpoint
 from serving.catalog import Catalog
-from serving.router import RouterConfig
+from serving.routing import RouterConfig
 from serving.settings import ServeSettings
 from serving.trunk_server import TrunkConfig
 
@@ -32,7 +32,16 @@ class Plan:
 
     @property
     def router(self) -> RouterConfig:
-        return RouterConfig(self.settings.lease_s, self.settings.max_waiting)
+        settings = self.settings
+        # Where there will only ever be one replica, no other can stand in for it.
+        automatic = None if settings.max_replicas > 1 else 0
+        return RouterConfig(
+            settings.lease_s,
+            settings.max_waiting,
+            reserve_slots=automatic if settings.reserve_slots == "auto" else settings.reserve_slots,
+            rebuilds_at_once=settings.rebuilds_at_once,
+            settle_s=2 * settings.report_interval_s,
+        )
 
     @property
     def nearest_checkpoint(self) -> str:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import NoCapacity, ServingError, from_code
 from actors.messages import ReplicaReport
-from serving.router import AcquireRequest, Grant, ReportReply, RouterConfig, RouterStatus, SessionRouter
+from serving.router import SessionRouter
+from serving.routing import (
+    AcquireRequest,
+    Grant,
+    ReplicaView,
+    ReportReply,
+    ResumeRequest,
+    RouterConfig,
+    RouterStatus,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,11 +54,16 @@ class RouterShell:
         self._ticking: asyncio.Task[None] | None = None
 
     async def acquire(self, request: AcquireRequest) -> Grant | Refusal:
-        self._keep_ticking()
-        try:
-            return await self._router.acquire(request)
-        except ServingError as error:
-            return Refusal(error.code, error.message, error.next_step)
+        return await self._or_refusal(self._router.acquire(request))
+
+    async def prepare(self, request: AcquireRequest) -> Grant | Refusal:
+        return await self._or_refusal(self._router.prepare(request))
+
+    async def commit(self, session: str, epoch: int, ingress: str) -> Refusal | None:
+        return await self._or_refusal(self._router.commit(session, epoch, ingress))
+
+    async def resume(self, request: ResumeRequest) -> Grant | Refusal:
+        return await self._or_refusal(self._router.resume(request))
 
     async def release(self, session: str, epoch: int, ingress: str, opened: bool) -> None:
         try:
@@ -56,8 +71,22 @@ class RouterShell:
         except ServingError as error:
             log.info("release: %s", error)  # it had run out, or its replica had ended it
 
-    async def abandon(self, session: str, ingress: str) -> None:
-        self._router.abandon(session, ingress)
+    async def abandon(self, session: str, ingress: str, after_epoch: int) -> None:
+        self._router.abandon(session, ingress, after_epoch)
+
+    async def locate(self, session: str) -> Grant | None:
+        self._keep_ticking()
+        return await self._router.locate(session)
+
+    async def replicas(self) -> tuple[ReplicaView, ...]:
+        return self._router.replicas()
+
+    async def drain(self, replica: str) -> Refusal | None:
+        try:
+            self._router.drain(replica)
+        except ServingError as error:
+            return _refusal(error)
+        return None
 
     async def report(self, report: ReplicaReport) -> ReportReply:
         self._keep_ticking()
@@ -68,6 +97,13 @@ class RouterShell:
 
     async def status(self) -> RouterStatus:
         return self._router.status()
+
+    async def _or_refusal(self, answer: Coroutine[Any, Any, T]) -> T | Refusal:
+        self._keep_ticking()
+        try:
+            return await answer
+        except ServingError as error:
+            return _refusal(error)
 
     def _keep_ticking(self) -> None:
         # Not in __init__: Ray runs that outside the loop that runs the methods.
@@ -81,8 +117,21 @@ class RouterShell:
                 log.warning("the lease of session %s on %s ran out", lease.session, lease.replica)
 
 
+def _refusal(error: ServingError) -> Refusal:
+    return Refusal(error.code, error.message, error.next_step)
+
+
 def start_router(config: RouterConfig) -> Any:
-    """The router's handle; starts it where none runs. It outlives whoever started it, and its own death."""
+    """The router's handle; starts it where none runs. It outlives whoever started it, and its own death.
+
+    Blocks for a round trip to Ray's head, and as long as that is away.
+    """
+    options: dict[str, Any] = {}
+    head = _head_node()
+    if head is not None:
+        # Not where replicas live, whose nodes come and go: it need not die with one of them. Soft: better elsewhere
+        # than nowhere.
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(head, soft=True)
     return (
         ray.remote(RouterShell)
         .options(
@@ -91,48 +140,85 @@ def start_router(config: RouterConfig) -> Any:
             get_if_exists=True,
             lifetime="detached",
             max_restarts=-1,
-            max_concurrency=10_000,  # callers in the queue each hold a call open
+            max_concurrency=10_000,  # callers in the line each hold a call open
             num_cpus=0,
+            **options,
         )
         .remote(config)
     )
 
 
+def _head_node() -> str | None:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray
+    heads = [node["NodeID"] for node in nodes if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    return heads[0] if heads else None
+
+
 class RouterClient:
-    """serving.session.RouterPort over Ray. One per process; finds the router again after its death."""
+    """serving.routing.RouterPort over Ray. One per process; finds the router again after its death."""
 
     def __init__(self, config: RouterConfig, ingress: str = "") -> None:
         self._config = config
         self._ingress = ingress
         self._router = start_router(config)
+        self._search: asyncio.Task[None] | None = None
 
     async def acquire(self, request: AcquireRequest) -> Grant:
         """Raises what the router raises, and NoCapacity when it cannot be reached."""
-        outcome = await self._insist(lambda: self._router.acquire.remote(request))
-        if isinstance(outcome, Refusal):
-            raise from_code(outcome.code, outcome.message, outcome.next_step)
-        assert isinstance(outcome, Grant)
-        return outcome
+        return await self._grant(lambda: self._router.acquire.remote(request), request.wait_s)
+
+    async def prepare(self, request: AcquireRequest) -> Grant:
+        """As `acquire`."""
+        return await self._grant(lambda: self._router.prepare.remote(request), request.wait_s)
+
+    async def commit(self, session: str, epoch: int) -> None:
+        """Raises what the router raises, and ConnectionError when it cannot be reached."""
+        try:
+            refusal = await self._insist(lambda: self._router.commit.remote(session, epoch, self._ingress))
+        except NoCapacity as error:
+            raise ConnectionError(error.message) from error
+        _raise_if_refused(refusal)
+
+    async def resume(self, request: ResumeRequest) -> Grant:
+        """As `acquire`."""
+        return await self._grant(lambda: self._router.resume.remote(request))
 
     async def release(self, session: str, epoch: int, *, opened: bool) -> None:
         """Never raises: a release that is lost is made good by the replica's next report."""
-        await self._once(self._router.release.remote(session, epoch, self._ingress, opened))
+        await self._once(lambda: self._router.release.remote(session, epoch, self._ingress, opened))
 
-    async def abandon(self, session: str) -> None:
-        await self._once(self._router.abandon.remote(session, self._ingress))
+    async def abandon(self, session: str, after_epoch: int = 0) -> None:
+        """Never raises: what was granted runs out by itself."""
+        await self._once(lambda: self._router.abandon.remote(session, self._ingress, after_epoch))
+
+    async def locate(self, session: str) -> Grant | None:
+        """Raises NoCapacity when the router cannot be reached."""
+        grant = await self._insist(lambda: self._router.locate.remote(session))
+        assert grant is None or isinstance(grant, Grant)
+        return grant
+
+    async def replicas(self) -> tuple[ReplicaView, ...]:
+        """As `locate`."""
+        views = await self._insist(lambda: self._router.replicas.remote())
+        assert isinstance(views, tuple)
+        return views
+
+    async def drain(self, replica: str) -> None:
+        """Raises UnknownReplica, and NoCapacity when the router cannot be reached."""
+        _raise_if_refused(await self._insist(lambda: self._router.drain.remote(replica)))
 
     async def report(self, report: ReplicaReport) -> ReportReply:
         """Raises ConnectionError while the router is away: report again at the next beat."""
         try:
             reply = await self._router.report.remote(report)
-        except RayActorError as error:
-            self._router = start_router(self._config)
+        except RayError as error:
+            self._search_router()
             raise ConnectionError(type(error).__name__) from error
         assert isinstance(reply, ReportReply)
         return reply
 
     async def forget(self, replica: str) -> None:
-        await self._once(self._router.forget.remote(replica))
+        await self._once(lambda: self._router.forget.remote(replica))
 
     async def status(self) -> RouterStatus:
         """Raises NoCapacity when the router cannot be reached."""
@@ -140,8 +226,14 @@ class RouterClient:
         assert isinstance(status, RouterStatus)
         return status
 
-    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        deadline_s = asyncio.get_running_loop().time() + RETRY_FOR_S
+    async def _grant(self, call: Callable[[], Awaitable[object]], patience_s: float = 0.0) -> Grant:
+        outcome = await self._insist(call, patience_s)
+        _raise_if_refused(outcome)
+        assert isinstance(outcome, Grant)
+        return outcome
+
+    async def _insist(self, call: Callable[[], Awaitable[T]], patience_s: float = 0.0) -> T:
+        deadline_s = asyncio.get_running_loop().time() + max(patience_s, RETRY_FOR_S)
         while True:
             try:
                 return await call()
@@ -149,11 +241,28 @@ class RouterClient:
                 if asyncio.get_running_loop().time() >= deadline_s:
                     raise NoCapacity("The session router cannot be reached.") from error
                 log.warning("the session router is away: %s", type(error).__name__)
+            self._search_router()
             await asyncio.sleep(RETRY_EVERY_S)
-            self._router = start_router(self._config)
 
-    async def _once(self, answer: Awaitable[None]) -> None:
+    async def _once(self, call: Callable[[], Awaitable[None]]) -> None:
         try:
-            await answer
-        except (RayActorError, RayTaskError) as error:
+            await call()
+        except RayError as error:
             log.warning("the session router did not hear us: %s", type(error).__name__)
+
+    def _search_router(self) -> None:
+        """Ask Ray for the router again, in a thread: while the head is away that takes until it is back, and this loop
+        carries live frames meanwhile."""
+        if self._search is None or self._search.done():
+            self._search = asyncio.create_task(self._find_router())
+
+    async def _find_router(self) -> None:
+        try:
+            self._router = await asyncio.to_thread(start_router, self._config)
+        except (RayError, ValueError, RuntimeError) as error:  # ValueError: it died while Ray looked its name up
+            log.warning("the session router was not found: %s", error)
+
+
+def _raise_if_refused(outcome: object) -> None:
+    if isinstance(outcome, Refusal):
+        raise from_code(outcome.code, outcome.message, outcome.next_step)

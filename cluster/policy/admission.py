@@ -1,7 +1,8 @@
-"""Whether a caller is let in, waits, or is turned away; decided before a slot is taken."""
+"""Whether a caller is let in, waits, or is turned away, and whose turn it is; decided before a slot is taken."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 
@@ -36,3 +37,10 @@ def admit(
     if wait_s > 0 and waiting < max_waiting:
         return Admission.WAIT
     return Admission.NO_CAPACITY
+
+
+def next_tenant(waiting: Iterable[str], held_by: Callable[[str], int]) -> str:
+    """Which of the tenants that have callers in the queue gets the next slot: the one that has the fewest, so that when
+    there is too little for all, each gets an equal share of it (max-min fairness). Ties go to whoever comes first in
+    `waiting`, that is, has waited longest."""
+    return min(waiting, key=held_by)

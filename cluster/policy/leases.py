@@ -1,79 +1,44 @@
 """Who owns which conversation: leases with owner, epoch and expiry. The only place where an epoch rises.
 
-A lease is *active* while its replica renews it. One that ended is *quarantined* for one more lease: its replica
-may be cut off and still speaking, or not have heard yet, so the slot is not given away until that replica's own
-clock must have ended it too, or the replica itself says that the slot is free.
+A conversation has one *active* lease, and while it moves a *pending* one beside it, at a higher epoch on another
+replica. `commit` makes the pending one active. Should the active one end without its owner's doing, the pending one
+takes its place.
+
+A lease that ended is *quarantined* for one more lease: its replica may be cut off and still speaking, or not have
+heard yet, so the slot is not given away until that replica's own clock must have ended it too, or the replica itself
+says that the slot is free. docs/decisions/routing.md says more.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from cluster.policy.ended import EndedSlots
+from cluster.policy.lease import Claim, EpochConflict, Key, Lease, NotHeld, Reported
+from cluster.policy.quarantine import on_probation
 
-class LeaseError(Exception):
-    """Base of what the lease table refuses."""
-
-
-class EpochConflict(LeaseError):
-    """Compare-and-set failed: the conversation's epoch is not the one the caller believed in."""
-
-    def __init__(self, session: str, expected: int, in_force: int) -> None:
-        super().__init__(session, expected, in_force)
-        self.in_force = in_force
-
-    def __str__(self) -> str:
-        session, expected, in_force = self.args
-        return f"session {session} is at epoch {in_force}, not {expected}: ask again with the epoch in force"
-
-
-class NotHeld(LeaseError):
-    """Renewing or releasing what one does not hold; a second release ends here too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """One conversation's claim on one slot of one replica. `confirmed`: the replica has reported it."""
-
-    session: str
-    epoch: int
-    tenant: str
-    owner: str  # the ingress that carries the conversation
-    replica: str
-    expires_s: float
-    confirmed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """One busy slot in a replica's own table."""
-
-    session: str
-    epoch: int
-    tenant: str
-    owner: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Quarantine:
-    lease: Lease
-    until_s: float
-    revivable: bool  # it ran out for want of a renewal, nobody ended it
+__all__ = ["Claim", "EpochConflict", "Lease", "LeaseTable", "NotHeld", "Reported"]
 
 
 class LeaseTable:
     """All leases of a cluster. It alone counts who holds what; time is an argument, in seconds of any clock."""
 
-    def __init__(self, lease_s: float) -> None:
+    def __init__(self, lease_s: float, move_s: float = 60.0) -> None:
         self.lease_s = lease_s
+        self.move_s = move_s
         self._active: dict[str, Lease] = {}
-        self._quarantined: dict[tuple[str, int], _Quarantine] = {}
-        self._past: dict[str, tuple[int, float]] = {}  # ended sessions: highest epoch, and until when to remember
-        self._of_replica: defaultdict[str, set[str]] = defaultdict(set)
-        self._quarantined_on: Counter[str] = Counter()
-        self._occupied: Counter[str] = Counter()  # active and quarantined; placement asks for it of every replica
+        self._pending: dict[str, Lease] = {}
+        self._ended_slots = EndedSlots(lease_s)
+        self._highest: dict[str, int] = {}  # the highest epoch ever given to a session
+        self._past: dict[str, tuple[Lease, float]] = {}  # ended sessions: the last lease, until when to remember it
+        self._on: dict[str, dict[Key, Lease]] = {}  # active and pending ones, by replica
+        self._unconfirmed: dict[Key, Lease] = {}
+        self._heard_s: dict[str, float] = {}  # when each replica last reported: what its leases live by
         self._of_tenant: Counter[str] = Counter()
+        self._arriving: Counter[str] = Counter()
+        self._changed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._active)
@@ -82,59 +47,150 @@ class LeaseTable:
         """The active lease of a session."""
         return self._active.get(session)
 
+    def pending(self, session: str) -> Lease | None:
+        """The lease it is moving to."""
+        return self._pending.get(session)
+
     def occupied(self, replica: str) -> int:
         """Slots of a replica that are held, or may still be."""
-        return self._occupied[replica]
+        return len(self._on.get(replica, ())) + self._ended_slots.count(replica)
+
+    def on(self, replica: str) -> tuple[Lease, ...]:
+        """The leases of a replica, active and pending."""
+        return tuple(self._on.get(replica, {}).values())
+
+    def rebuilding(self, replica: str) -> int:
+        """Conversations that a replica has yet to rebuild from their journals."""
+        return self._arriving[replica]
+
+    def has_suspect(self, replica: str, now_s: float) -> bool:
+        """Whether a conversation that may have killed a replica has yet to prove itself on this one."""
+        return any(lease.suspect and on_probation(lease.live_s, now_s) for lease in self._on.get(replica, {}).values())
 
     def held_by(self, tenant: str) -> int:
         """Conversations a tenant has now."""
         return self._of_tenant[tenant]
 
     def epoch_in_force(self, session: str) -> int:
-        """The highest epoch this table knows of; 0 for a session it has never heard of."""
-        lease = self._active.get(session)
-        if lease is not None:
-            return lease.epoch
-        return self._past.get(session, (0, 0.0))[0]
+        """The epoch of the active lease, or the last one of a session that has ended; 0 for one never heard of."""
+        lease = self._last(session)
+        return 0 if lease is None else lease.epoch
 
-    def grant(
-        self, session: str, *, tenant: str, owner: str, replica: str, now_s: float, after_epoch: int = 0
-    ) -> Lease:
-        """Give a session to a replica under the next epoch.
+    def highest(self, session: str) -> int:
+        """The highest epoch ever given to a session, to a pending lease or one that is gone too; 0 as above."""
+        return self._highest.get(session, 0)
 
-        Compare-and-set: `after_epoch` must be the epoch in force (0 for a new session), else EpochConflict. A
-        lease that was active until now goes to quarantine: its replica does not know yet that it is over.
+    def take_changed(self) -> set[str]:
+        """The replicas whose leases have changed since this was last asked."""
+        changed, self._changed = self._changed, set()
+        return changed
+
+    # ---- what an owner asks for -------------------------------------------------------------------------------
+
+    def granted(self, claim: Claim, *, pending: bool = False) -> Lease | None:
+        """What this very claim has been granted already: its owner asks again because an answer was lost."""
+        lease = (self._pending if pending else self._active).get(claim.session)
+        if lease is None or (lease.owner, lease.after_epoch) != (claim.owner, claim.after_epoch):
+            return None
+        return lease if lease.epoch > claim.after_epoch else None
+
+    def check(self, claim: Claim) -> None:
+        """Compare-and-set: raises EpochConflict unless the claim names the epoch in force.
+
+        Its owner may also name that of a move which came to nothing. For a recovery, any epoch of the same serial will
+        do: an ingress does not race with itself, and the answer that told it of the one in force may be lost. And
+        where it is higher than ours it counts: this table may be younger than the conversation.
         """
-        in_force = self.epoch_in_force(session)
-        if in_force != after_epoch:
-            raise EpochConflict(session, after_epoch, in_force)
-        former = self._active.get(session)
-        if former is not None:
-            self._quarantine(former, now_s)
-        self._past.pop(session, None)
-        lease = Lease(session, in_force + 1, tenant, owner, replica, now_s + self.lease_s)
-        self._insert(lease)
-        return lease
+        in_force = self.epoch_in_force(claim.session)
+        if claim.after_epoch == in_force or (claim.recovery and claim.after_epoch > in_force):
+            return
+        lease = self._last(claim.session)
+        if lease is not None and lease.owner == claim.owner:
+            if claim.recovery and claim.serial == lease.serial:
+                return
+            if in_force < claim.after_epoch <= self.highest(claim.session):
+                return
+        raise EpochConflict(claim.session, claim.after_epoch, in_force)
+
+    def grant(self, claim: Claim, replica: str, now_s: float) -> Lease:
+        """Give a session to a replica under the next epoch. Raises EpochConflict.
+
+        A lease that was active until now goes to quarantine: its replica does not know yet that it is over.
+        """
+        self.check(claim)
+        self._end(self._pending.get(claim.session), now_s)
+        self._end(self._active.get(claim.session), now_s)
+        return self._insert(self._active, self._next(claim, replica, now_s))
+
+    def prepare(self, claim: Claim, replica: str, now_s: float) -> Lease:
+        """A second lease for a session that moves. Raises EpochConflict, and NotHeld unless `claim.owner` holds it."""
+        self.check(claim)
+        lease = self._active.get(claim.session)
+        if lease is None or lease.owner != claim.owner:
+            raise NotHeld(f"{claim.owner} does not hold session {claim.session}: only its owner moves it")
+        self._end(self._pending.get(claim.session), now_s)
+        moved = replace(claim, resumable=lease.resumable, serial=lease.serial)
+        return self._insert(self._pending, self._next(moved, replica, now_s))
+
+    def commit(self, session: str, epoch: int, owner: str, now_s: float) -> Lease:
+        """The pending lease becomes the active one; done again it changes nothing. Raises EpochConflict when the
+        session has changed hands, NotHeld when the pending lease is not there (any more)."""
+        active, pending = self._active.get(session), self._pending.get(session)
+        if active is not None and (active.epoch, active.owner) == (epoch, owner):
+            return active
+        if active is not None and (active.owner != owner or active.after_epoch > epoch):
+            raise EpochConflict(session, epoch, active.epoch)
+        if pending is None or pending.epoch != epoch:
+            raise NotHeld(f"nothing is prepared for session {session} at epoch {epoch}")
+        self._end(active, now_s)
+        return self._promote(pending)
+
+    def resume(self, session: str, serial: int, tenant: str, owner: str, now_s: float) -> Lease:
+        """The same slot for a new owner under the next epoch and serial; a move under way is given up.
+
+        Raises NotHeld when the tenant has no such session, EpochConflict when the serial is not the one in force. A
+        serial whose use has not reached the replica within a lease may be used again: its user has gone since.
+        """
+        lease = self._active.get(session)
+        if lease is None or lease.tenant != tenant:
+            raise NotHeld(f"{tenant} has no session {session}")
+        if lease.former_epoch is not None and lease.serial == serial + 1:
+            if lease.owner == owner:
+                return lease  # asked again
+            if lease.granted_s + self.lease_s > now_s:
+                raise EpochConflict(session, serial, lease.serial)
+        elif lease.serial != serial:
+            raise EpochConflict(session, serial, lease.serial)
+        self._end(self._pending.get(session), now_s)
+        self._remove(lease)
+        epoch = self._highest[session] + 1
+        former_epoch = lease.epoch if lease.former_epoch is None else lease.former_epoch
+        # after_epoch: the former owner may be the same ingress, and nothing that it asks for as such counts any more.
+        taken = replace(
+            lease, epoch=epoch, owner=owner, serial=serial + 1, granted_s=now_s, after_epoch=epoch,
+            former_epoch=former_epoch,
+        )  # fmt: skip
+        return self._insert(self._active, taken)
 
     def release(self, session: str, epoch: int, owner: str, now_s: float, *, opened: bool = True) -> Lease:
-        """Give a lease back. Raises NotHeld unless exactly this owner holds exactly this epoch.
+        """Give a lease back, with it the pending one; or the pending one alone, by its epoch. Raises NotHeld unless
+        exactly this owner holds exactly this epoch.
 
         The slot is free again when its replica reports so, or at once if the replica was never asked to open it
         (`opened` false).
         """
-        lease = self._active.get(session)
-        if lease is None or lease.epoch != epoch or lease.owner != owner:
-            raise NotHeld(f"{owner} does not hold session {session} at epoch {epoch}")
-        if opened:
-            self._quarantine(lease, now_s)
-        else:
-            self._remove(lease)
-        self._remember(lease, now_s)
-        return lease
+        pending = self._pending.get(session)
+        for lease in (self._active.get(session), pending):
+            if lease is not None and (lease.epoch, lease.owner) == (epoch, owner):
+                if lease is not pending:
+                    self._end(pending, now_s)
+                self._end(lease, now_s, opened=opened)
+                return lease
+        raise NotHeld(f"{owner} does not hold session {session} at epoch {epoch}")
 
-    def reconcile(
-        self, replica: str, reported: Iterable[Reported], now_s: float, *, adopt: bool
-    ) -> tuple[tuple[str, int], ...]:
+    # ---- what replicas and the clock say ----------------------------------------------------------------------
+
+    def reconcile(self, replica: str, reported: Iterable[Reported], now_s: float, *, adopt: bool) -> tuple[Key, ...]:
         """Take a replica's slot table for the truth about its slots; return the (session, epoch) it must close.
 
         Its leases that are in the report are renewed, those that had been confirmed and are gone are ended. Those
@@ -142,83 +198,146 @@ class LeaseTable:
         that no lease owns is closed, or with `adopt` (a router that has just started, and rebuilds itself) taken
         over as it is, unless a higher epoch is known.
         """
-        to_close: list[tuple[str, int]] = []
-        seen: set[tuple[str, int]] = set()
+        self._heard_s[replica] = now_s
+        to_close: list[Key] = []
+        seen: set[Key] = set()
         for slot in reported:
-            seen.add((slot.session, slot.epoch))
-            lease = self._active.get(slot.session)
-            if lease is not None and (lease.epoch, lease.replica) == (slot.epoch, replica):
-                self._active[slot.session] = replace(lease, expires_s=now_s + self.lease_s, confirmed=True)
-            elif not self._take_over(replica, slot, now_s, adopt):
-                to_close.append((slot.session, slot.epoch))
-        for session in tuple(self._of_replica.get(replica, ())):
-            lease = self._active[session]
-            if lease.confirmed and (session, lease.epoch) not in seen:
-                self._remove(lease)
-                self._remember(lease, now_s)
-        if self._quarantined_on[replica]:
-            for key, entry in tuple(self._quarantined.items()):
-                if entry.lease.replica == replica and entry.lease.confirmed and key not in seen:
-                    self._end_quarantine(key)
+            key = (slot.session, slot.epoch)
+            seen.add(key)
+            lease = self._on.get(replica, {}).get(key) or self._resumed(replica, key)
+            if lease is not None and not self._overdue(lease, now_s):
+                self._renew(lease, slot, now_s)
+            elif lease is not None or not self._take_over(replica, slot, now_s, adopt):
+                self._end(lease, now_s)
+                to_close.append(key)
+        for lease in self.on(replica):
+            if lease.confirmed and not lease.is_in(seen):
+                self._lose(lease, now_s)
+        if self._ended_slots.reported(replica, seen, now_s):
+            self._changed.add(replica)
         return tuple(to_close)
+
+    def forget(self, replica: str, now_s: float) -> None:
+        """The replica is gone for good, and all that it held."""
+        self._heard_s.pop(replica, None)
+        for lease in self.on(replica):
+            self._lose(lease, now_s)
+        self._ended_slots.forget(replica)
 
     def expire(self, now_s: float) -> list[Lease]:
         """Quarantine every lease that ran out, free every slot whose quarantine ended; return the former."""
-        ran_out = [lease for lease in self._active.values() if lease.expires_s <= now_s]
+        due_s = now_s - self.lease_s
+        ran_out = [lease for lease in self._unconfirmed.values() if lease.granted_s <= due_s]
+        for replica in [replica for replica, heard_s in self._heard_s.items() if heard_s <= due_s]:
+            del self._heard_s[replica]
+            ran_out += [lease for lease in self.on(replica) if lease.confirmed]
         for lease in ran_out:
-            self._quarantine(lease, now_s, revivable=True)
-            self._remember(lease, now_s)
-        for key in [key for key, entry in self._quarantined.items() if entry.until_s <= now_s]:
-            self._end_quarantine(key)
+            self._lose(lease, now_s, silent=True)
+        self._changed |= self._ended_slots.expire(now_s)
         for session in [session for session, (_, until_s) in self._past.items() if until_s <= now_s]:
-            del self._past[session]
+            del self._past[session], self._highest[session]
         return ran_out
+
+    # ---- how it is kept ---------------------------------------------------------------------------------------
+
+    def _last(self, session: str) -> Lease | None:
+        lease = self._active.get(session)
+        return lease if lease is not None or session not in self._past else self._past[session][0]
+
+    def _next(self, claim: Claim, replica: str, now_s: float) -> Lease:
+        epoch = max(self._highest.get(claim.session, 0), claim.after_epoch) + 1
+        return Lease(
+            claim.session, epoch, claim.tenant, claim.owner, replica, now_s, claim.after_epoch,
+            claim.rebuilt, claim.suspect, claim.resumable, claim.serial,
+        )  # fmt: skip
+
+    def _resumed(self, replica: str, key: Key) -> Lease | None:
+        lease = self._active.get(key[0])
+        return lease if lease is not None and lease.replica == replica and key[1] in lease.epochs else None
+
+    def _overdue(self, lease: Lease, now_s: float) -> bool:
+        """A move that nobody finished: its owner has forgotten it."""
+        return self._pending.get(lease.session) is lease and lease.granted_s + self.move_s <= now_s
+
+    def _renew(self, lease: Lease, slot: Reported, now_s: float) -> None:
+        """It lives by its replica's reports from now on; kept anew only when something of it changes."""
+        known = lease.confirmed and (lease.former_epoch is None or slot.epoch != lease.epoch)
+        if known and (lease.live_s is not None) == slot.live:
+            return
+        into = self._active if self._active.get(lease.session) is lease else self._pending
+        self._remove(lease)
+        live_s = None if not slot.live else now_s if lease.live_s is None else lease.live_s
+        former_epoch = None if slot.epoch == lease.epoch else lease.former_epoch
+        self._insert(into, replace(lease, confirmed=True, former_epoch=former_epoch, live_s=live_s))
 
     def _take_over(self, replica: str, slot: Reported, now_s: float, adopt: bool) -> bool:
         key = (slot.session, slot.epoch)
-        entry = self._quarantined.get(key)
-        known = self.epoch_in_force(slot.session)
-        if entry is not None and entry.revivable and entry.lease.replica == replica and known == slot.epoch:
-            self._end_quarantine(key)  # it was cut off, not dead, and nobody else has got the session since
-        elif not adopt or known >= slot.epoch:
+        revived = self._ended_slots.revivable(replica, key)
+        if revived is not None and slot.session not in self._active and self.epoch_in_force(slot.session) == slot.epoch:
+            self._ended_slots.drop(key)  # it was cut off, not dead, and nobody else has got the session since
+        elif not adopt or slot.epoch <= self._highest.get(slot.session, 0):
             return False
-        former = self._active.get(slot.session)
-        if former is not None:
-            self._quarantine(former, now_s)
-        self._past.pop(slot.session, None)
-        expires_s = now_s + self.lease_s
-        self._insert(Lease(slot.session, slot.epoch, slot.tenant, slot.owner, replica, expires_s, confirmed=True))
+        self._end(self._pending.get(slot.session), now_s)
+        self._end(self._active.get(slot.session), now_s)
+        live_s = now_s if slot.live else None
+        lease = Lease(
+            slot.session, slot.epoch, slot.tenant, slot.owner, replica, now_s, slot.epoch,
+            rebuilt=not slot.live, serial=slot.serial, confirmed=True, live_s=live_s,
+        )  # fmt: skip
+        self._insert(self._active, lease)
         return True
 
-    def _insert(self, lease: Lease) -> None:
-        self._active[lease.session] = lease
-        self._of_replica[lease.replica].add(lease.session)
-        self._count(self._occupied, lease.replica, 1)
-        self._count(self._of_tenant, lease.tenant, 1)
+    def _lose(self, lease: Lease, now_s: float, *, silent: bool = False) -> None:
+        """A lease ends without its owner's doing: what it was moving to is its home now. `silent`: its replica has
+        not said so, and may still hold it."""
+        pending = self._pending.get(lease.session)
+        self._end(lease, now_s, opened=silent, revivable=silent)
+        if pending is not None and pending is not lease:
+            self._promote(pending)
+
+    def _promote(self, pending: Lease) -> Lease:
+        self._remove(pending)
+        return self._insert(self._active, pending)
+
+    def _end(self, lease: Lease | None, now_s: float, *, opened: bool = True, revivable: bool = False) -> None:
+        """Take a lease out; its slot is quarantined if the replica may know of it (`opened`)."""
+        if lease is None:
+            return
+        self._remove(lease)
+        if opened:
+            self._ended_slots.add(lease, now_s, revivable=revivable)
+        if lease.session not in self._active:
+            # Reports written before the end are still on their way; two leases is longer than any of them lives.
+            self._past[lease.session] = (lease, now_s + 2 * self.lease_s)
+
+    def _insert(self, into: dict[str, Lease], lease: Lease) -> Lease:
+        into[lease.session] = lease
+        if into is self._active:
+            self._of_tenant[lease.tenant] += 1
+            self._past.pop(lease.session, None)
+        self._highest[lease.session] = max(lease.epoch, self._highest.get(lease.session, 0))
+        self._on.setdefault(lease.replica, {})[lease.key] = lease
+        if not lease.confirmed:
+            self._unconfirmed[lease.key] = lease
+        if lease.rebuilt and lease.live_s is None:
+            self._arriving[lease.replica] += 1
+        self._changed.add(lease.replica)
+        return lease
 
     def _remove(self, lease: Lease) -> None:
-        del self._active[lease.session]
-        on_replica = self._of_replica[lease.replica]
-        on_replica.discard(lease.session)
-        if not on_replica:
-            del self._of_replica[lease.replica]
-        self._count(self._occupied, lease.replica, -1)
-        self._count(self._of_tenant, lease.tenant, -1)
-
-    def _remember(self, lease: Lease, now_s: float) -> None:
-        # Reports written before the end are still on their way; two leases is longer than any of them lives.
-        self._past[lease.session] = (lease.epoch, now_s + 2 * self.lease_s)
-
-    def _quarantine(self, lease: Lease, now_s: float, *, revivable: bool = False) -> None:
-        self._remove(lease)
-        self._quarantined[lease.session, lease.epoch] = _Quarantine(lease, now_s + self.lease_s, revivable)
-        self._count(self._quarantined_on, lease.replica, 1)
-        self._count(self._occupied, lease.replica, 1)
-
-    def _end_quarantine(self, key: tuple[str, int]) -> None:
-        replica = self._quarantined.pop(key).lease.replica
-        self._count(self._quarantined_on, replica, -1)
-        self._count(self._occupied, replica, -1)
+        if self._active.get(lease.session) is lease:
+            del self._active[lease.session]
+            self._count(self._of_tenant, lease.tenant, -1)
+        else:
+            del self._pending[lease.session]
+        on = self._on[lease.replica]
+        del on[lease.key]
+        if not on:
+            del self._on[lease.replica]
+        self._unconfirmed.pop(lease.key, None)
+        if lease.rebuilt and lease.live_s is None:
+            self._count(self._arriving, lease.replica, -1)
+        self._changed.add(lease.replica)
 
     @staticmethod
     def _count(of: Counter[str], name: str, by: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from cluster.policy.leases import EpochConflict, LeaseTable, NotHeld, Reported
+from cluster.policy.leases import Claim, EpochConflict, LeaseTable, NotHeld, Reported
 
 LEASE_S = 3.0
 
@@ -18,8 +18,7 @@ def table() -> LeaseTable:
 
 
 def grant(table: LeaseTable, session: str = "s", now_s: float = 0.0, after_epoch: int = 0, replica: str = "r") -> int:
-    lease = table.grant(session, tenant="t", owner="i", replica=replica, now_s=now_s, after_epoch=after_epoch)
-    return lease.epoch
+    return table.grant(Claim(session, "t", "i", after_epoch), replica, now_s).epoch
 
 
 def report(
@@ -152,9 +151,7 @@ class LeaseMachine(RuleBasedStateMachine):
             self._grant(session, replica, in_force, arrives)
 
     def _grant(self, session: str, replica: str, after_epoch: int, arrives: bool) -> None:
-        lease = self.table.grant(
-            session, tenant="t", owner="i", replica=replica, now_s=self.now_s, after_epoch=after_epoch
-        )
+        lease = self.table.grant(Claim(session, "t", "i", after_epoch), replica, self.now_s)
         assert lease.epoch > self.highest.get(session, 0)
         self.highest[session] = lease.epoch
         if arrives:

@@ -27,7 +27,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def router(clock: Clock) -> SessionRouter:
-    return SessionRouter(RouterConfig(lease_s=3.0, max_waiting=2), clock)
+    return SessionRouter(RouterConfig(lease_s=3.0, max_waiting=2, settle_s=0.0), clock)
 
 
 def report_of(
@@ -212,7 +212,7 @@ async def test_a_caller_that_died_with_its_grant_costs_its_slot_two_leases(route
 
 
 async def test_a_new_router_is_rebuilt_from_reports_and_knows_every_epoch(clock: Clock) -> None:
-    router = SessionRouter(RouterConfig(lease_s=3.0), clock)
+    router = SessionRouter(RouterConfig(lease_s=3.0, settle_s=0.0), clock)
     assert router.report(report_of("r1", ("a", 4), slots=2)).close == ()
     assert router.status().busy == 1
     moved = AcquireRequest("a", "acme", None, "ingress", "n0", 0.0, after_epoch=4)

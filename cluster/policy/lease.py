@@ -1,0 +1,88 @@
+"""What a lease is, what a replica says of its slots, and what the lease table refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+Key = tuple[str, int]  # session, epoch
+
+
+class LeaseError(Exception):
+    """Base of what the lease table refuses."""
+
+
+class EpochConflict(LeaseError):
+    """Compare-and-set failed: the conversation's epoch, or serial, is not the one the caller believed in."""
+
+    def __init__(self, session: str, expected: int, in_force: int) -> None:
+        super().__init__(session, expected, in_force)
+        self.in_force = in_force
+
+    def __str__(self) -> str:
+        session, expected, in_force = self.args
+        return f"session {session} is at {in_force}, not {expected}: ask again with the one in force"
+
+
+class NotHeld(LeaseError):
+    """Renewing, committing or releasing what one does not hold; a second release ends here too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who asks for a slot, and how. `after_epoch` is the epoch that the owner believes in force."""
+
+    session: str
+    tenant: str
+    owner: str  # the ingress that carries the conversation
+    after_epoch: int = 0
+    recovery: bool = False  # its replica is lost: the owner's word for the epoch counts, if it is higher than ours
+    rebuilt: bool = False  # the replica has a journal to read before it is live: a recovery or a move
+    suspect: bool = False  # see cluster.policy.quarantine
+    resumable: bool = False
+    serial: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One conversation's claim on one slot of one replica."""
+
+    session: str
+    epoch: int
+    tenant: str
+    owner: str
+    replica: str
+    granted_s: float
+    after_epoch: int  # the epoch that its owner named when it asked
+    rebuilt: bool = False
+    suspect: bool = False
+    resumable: bool = False
+    serial: int = 0  # how often the conversation has been resumed
+    confirmed: bool = False  # its replica has reported it: from then on it lives and ends with those reports
+    live_s: float | None = None  # since when its replica reports it as live
+    former_epoch: int | None = None  # resumed, and its replica has yet to learn it: it reports this epoch or a later
+
+    @property
+    def key(self) -> Key:
+        return self.session, self.epoch
+
+    @property
+    def epochs(self) -> range:
+        """Under which its replica may report it."""
+        return range(self.epoch if self.former_epoch is None else self.former_epoch, self.epoch + 1)
+
+    def is_in(self, seen: Set[Key]) -> bool:
+        """Whether a report that names these has it."""
+        return any((self.session, epoch) in seen for epoch in self.epochs)
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """One busy slot in a replica's own table."""
+
+    session: str
+    epoch: int
+    tenant: str
+    owner: str
+    serial: int = 0
+    live: bool = True
