@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -53,6 +53,11 @@ class ServeSettings(BaseSettings):
         "auto", description="what a replica asks Ray for: a type such as H100, or `none`; `auto`: H100 on CUDA alone"
     )
     spare_slots: int = Field(1, ge=0, description="free slots autoscaling keeps for the next caller")
+    reserve_slots: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="free slots kept for conversations whose replica dies; `auto`: as many as the largest replica has, "
+        "if max_replicas > 1",
+    )
     shrink_after_s: float = Field(120.0, ge=0, description="quiet seconds before a replica is given back")
     drain_s: float = Field(3600.0, ge=0, description="seconds a stopping replica waits for its conversations to end")
 
@@ -70,10 +75,11 @@ class ServeSettings(BaseSettings):
     opus_complexity: int = Field(5, ge=0, le=10, description="libopus complexity; costs 0.5-0.9 ms a frame and stream")
 
     # How the parts watch each other
+    rebuilds_at_once: int = Field(4, ge=1, description="conversations a replica rebuilds from journals at a time")
     lease_s: float = Field(3.0, gt=0, description="seconds a lease lives without a report from its replica")
     report_interval_s: float = Field(0.5, gt=0, description="seconds between a replica's reports to the router")
     trunk_ping_s: float = Field(0.3, gt=0, description="seconds between heartbeats on a trunk")
-    trunk_dead_s: float = Field(1.5, gt=0, description="seconds of silence after which a trunk's other end is dead")
+    trunk_dead_s: float = Field(0.9, gt=0, description="seconds of silence after which a trunk's other end is dead")
     trunk_secret: str | None = Field(None, min_length=16, repr=False, description="shared by ingress and replicas")
 
     # What it tells
