@@ -1,10 +1,8 @@
 """Attention on the CPU, compiled by numba: each row by itself, over exactly the keys it sees, in 16 or 32 bits.
 
-One row of one head is two passes over memory: scores over keys, then the mix of values. Both rings are stored
-[head_dim, capacity], so that the long, contiguous dimension is the one that is vectorised, and a step reads every
-visible key and value once, which is all it costs: at 16 slots of the demo model with a full context 9 ms of the
-frame's 80, where torch's matrix products took 26 (docs/decisions/cpu-attention.md). What a row computes depends on its
-position alone, never on its neighbours or on how rows came in chunks.
+One row of one head is two passes over memory: scores over keys, then the mix of values. In both rings a key is a row,
+so that what a step reads of a slot's head is one stretch of memory, read once. What a row computes depends on its
+position alone, never on its neighbours or on how rows came in chunks (docs/decisions/cpu-attention.md).
 """
 
 from __future__ import annotations
@@ -14,32 +12,55 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
-from graphs.compiled import as_array, compiled, exp, narrow, widen
-from graphs.kv_cache import KVCache, Span
+from graphs.compiled import as_array, compiled, compiled_in_order, exp
+from graphs.compiled_vectors import fetch, keep, mix_four_loads, mix_one_load, mix_two_loads, score_eight, score_one
+from graphs.kv_cache import KEY_BLOCK, KVCache, Span, round_up
 from models.config import LMConfig
 
+HEAD_PAD = 32  # a head's dimensions are filled up to so many: what one load holds in bf16
+
+
+def chunk(ring: Any) -> int:
+    """Dimensions that one load of a ring holds (see graphs.compiled_vectors)."""
+    raise NotImplementedError("only called from compiled code")
+
+
+@overload(chunk)
+def _chunk_typed(ring: Any) -> Any:
+    def of_floats(ring: Any) -> Any:
+        return 16
+
+    def of_halves(ring: Any) -> Any:
+        return 32
+
+    return of_floats if isinstance(ring.dtype, types.Float) else of_halves
+
+
+@compiled_in_order
+def score(
+    q: Any, keys: Any, at: int, hop: int, dims: int, scores: Any, place: int, count: int, then: Any, then_at: int
+) -> None:
+    """scores[place : place + count] = q [dims] · the keys at `at`, `at + hop`, … in memory.
+
+    `then` at `then_at` is what is read next, as many rows: the memory is asked for it meanwhile.
+    """
+    line = chunk(keys)  # which is a line of the cache, too: 64 bytes
+    chunks = dims // line
+    whole = count - count % 8
+    for j in range(0, whole, 8):
+        for ahead in range(0, 8 * hop, line):
+            fetch(then, then_at + j * hop + ahead)
+        score_eight(q, 0, keys, at + j * hop, hop, chunks, scores, place + j)
+    for j in range(whole, count):
+        score_one(q, 0, keys, at + j * hop, hop, chunks, scores, place + j)
+
 
 @compiled
-def _score(scores: Any, q: Any, keys: Any, start: int, count: int, place: int) -> None:
-    """scores[place : place + count] = q · keys[:, start : start + count]; eight dimensions a pass."""
-    out = scores[place : place + count]
-    out[:] = np.float32(0.0)
-    for d in range(0, q.shape[0], 8):
-        k0, k1 = keys[d, start : start + count], keys[d + 1, start : start + count]
-        k2, k3 = keys[d + 2, start : start + count], keys[d + 3, start : start + count]
-        k4, k5 = keys[d + 4, start : start + count], keys[d + 5, start : start + count]
-        k6, k7 = keys[d + 6, start : start + count], keys[d + 7, start : start + count]
-        q0, q1, q2, q3, q4, q5, q6, q7 = q[d], q[d + 1], q[d + 2], q[d + 3], q[d + 4], q[d + 5], q[d + 6], q[d + 7]
-        for j in range(count):
-            low = q0 * widen(k0[j]) + q1 * widen(k1[j]) + q2 * widen(k2[j]) + q3 * widen(k3[j])
-            high = q4 * widen(k4[j]) + q5 * widen(k5[j]) + q6 * widen(k6[j]) + q7 * widen(k7[j])
-            out[j] += low + high
-
-
-@compiled
-def _softmax(scores: Any, count: int) -> Any:
+def soften(scores: Any, count: int) -> Any:
     """Turns scores[:count] into unnormalised weights; returns their sum."""
     largest = scores[0]
     for j in range(count):
@@ -52,77 +73,105 @@ def _softmax(scores: Any, count: int) -> Any:
     return total
 
 
-@compiled
-def _mix(out: Any, scores: Any, values: Any, start: int, count: int, place: int) -> None:
-    """out += values[:, start : start + count] · scores[place : place + count]; four dimensions a pass."""
-    weights = scores[place : place + count]
-    for d in range(0, out.shape[0], 4):
-        v0, v1 = values[d, start : start + count], values[d + 1, start : start + count]
-        v2, v3 = values[d + 2, start : start + count], values[d + 3, start : start + count]
-        a0, a1, a2, a3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-        for j in range(count):
-            weight = weights[j]
-            a0 += weight * widen(v0[j])
-            a1 += weight * widen(v1[j])
-            a2 += weight * widen(v2[j])
-            a3 += weight * widen(v3[j])
-        out[d] += a0
-        out[d + 1] += a1
-        out[d + 2] += a2
-        out[d + 3] += a3
+@compiled_in_order
+def mix(
+    scores: Any, place: int, values: Any, at: int, hop: int, dims: int, count: int, out: Any, then: Any, then_at: int
+) -> None:
+    """out [dims] += the values at `at`, `at + hop`, … weighted by scores[place : place + count]; `then` as in score."""
+    step = chunk(values)
+    for j in range(0, count, 16):
+        for ahead in range(0, 16 * hop, step):
+            fetch(then, then_at + j * hop + ahead)
+        some, start = min(16, count - j), at + j * hop
+        if step == 16 and dims % 64 == 0:
+            for d in range(0, dims, 64):
+                mix_four_loads(scores, place + j, values, start + d, hop, some, out, d)
+        elif dims % (2 * step) == 0:
+            for d in range(0, dims, 2 * step):
+                mix_two_loads(scores, place + j, values, start + d, hop, some, out, d)
+        else:
+            for d in range(0, dims, step):
+                mix_one_load(scores, place + j, values, start + d, hop, some, out, d)
 
 
-@compiled
-def store(ring: Any, slots: Any, places: Any, fresh: Any) -> None:
-    """ring[slot, :, :, place] = fresh [rows, heads, head_dim], row by row."""
-    for row in range(fresh.shape[0]):
-        for head in range(fresh.shape[1]):
-            target = ring[slots[row], head]
-            for d in range(fresh.shape[2]):
-                target[d, places[row]] = narrow(fresh[row, head, d], ring)
-
-
-@compiled
-def attend(q: Any, keys: Any, values: Any, slots: Any, first: Any, count: Any, scale: Any, out: Any) -> None:
-    """Row r of slot slots[r] sees the count[r] positions from first[r] on, which may wrap around the ring's end."""
-    capacity = keys.shape[3]
-    scores = np.empty(capacity, np.float32)
-    query = np.empty(q.shape[2], np.float32)
+@compiled_in_order
+def store(ring: Any, blocks: Any, head_hop: int, slots: Any, places: Any, fresh: Any) -> None:
+    """Puts fresh [rows, heads, head_dim] into place places[row] of the ring of slots[row]; see attend."""
+    dims, step = ring.shape[3], chunk(ring)
+    vector = np.zeros(dims, np.float32)
     for row in range(slots.shape[0]):
-        start = first[row] % capacity
-        straight = min(count[row], capacity - start)
-        wrapped = count[row] - straight
+        block, within = places[row] // KEY_BLOCK, places[row] % KEY_BLOCK
+        for head in range(fresh.shape[1]):
+            at = blocks[slots[row], block] + head * head_hop + within * dims
+            vector[: fresh.shape[2]] = fresh[row, head]
+            for d in range(0, dims, step):
+                keep(vector, d, ring, at + d)
+
+
+@compiled_in_order
+def attend(
+    q: Any,
+    keys: Any,
+    values: Any,
+    blocks: Any,
+    head_hop: int,
+    slots: Any,
+    first: Any,
+    count: Any,
+    scale: Any,
+    out: Any,
+) -> None:
+    """Row r of slot slots[r] sees the count[r] positions from first[r] on, which may wrap around the ring's end.
+
+    q, out [rows, heads, head_dim]; keys, values: the memory of one layer, its last axis a key as `store` filled it.
+    A ring is read block by block, KEY_BLOCK positions each: blocks [slots, blocks of a ring] says where, in elements,
+    that of head 0 begins; every further head's is head_hop behind. So rings may lie in one piece or in pages, and the
+    sums are the same.
+    """
+    dims, capacity = keys.shape[3], blocks.shape[1] * KEY_BLOCK
+    head_dim = q.shape[2]
+    scores = np.empty(capacity, np.float32)
+    query, mixed = np.zeros(dims, np.float32), np.empty(dims, np.float32)
+    for row in range(slots.shape[0]):
+        ring, start, seen = blocks[slots[row]], first[row] % capacity, count[row]
         for head in range(q.shape[1]):
-            for d in range(q.shape[2]):
+            for d in range(head_dim):
                 query[d] = q[row, head, d] * scale
-            ring = keys[slots[row], head]
-            _score(scores, query, ring, start, straight, 0)
-            _score(scores, query, ring, 0, wrapped, straight)
-            total = _softmax(scores, count[row])
-            mixed, ring = out[row, head], values[slots[row], head]
+            place, done = start, 0
+            while done < seen:
+                run = min(KEY_BLOCK - place % KEY_BLOCK, seen - done)
+                at = ring[place // KEY_BLOCK] + head * head_hop + place % KEY_BLOCK * dims
+                score(query, keys, at, dims, dims, scores, done, run, values, at)
+                place, done = (place + run) % capacity, done + run
+            total = soften(scores, seen)
             mixed[:] = np.float32(0.0)
-            _mix(mixed, scores, ring, start, straight, 0)
-            _mix(mixed, scores, ring, 0, wrapped, straight)
-            for d in range(q.shape[2]):
-                mixed[d] /= total
+            place, done = start, 0
+            while done < seen:
+                run = min(KEY_BLOCK - place % KEY_BLOCK, seen - done)
+                at = ring[place // KEY_BLOCK] + head * head_hop + place % KEY_BLOCK * dims
+                mix(scores, done, values, at, dims, dims, run, mixed, keys, at + head_hop)
+                place, done = (place + run) % capacity, done + run
+            for d in range(head_dim):
+                out[row, head, d] = mixed[d] / total
 
 
-class ColumnCache(KVCache):
-    """Rings of [head_dim, capacity] in bf16 or fp32: a key is a column.
+class CompiledCache(KVCache):
+    """Rings of [capacity, head_dim filled up to 32s] in bf16 or fp32, which `store` and `attend` alone read.
 
-    Raises ValueError for a head size that the passes of eight do not divide, and for other dtypes.
+    block_starts, head_hop: where a ring's blocks are, see attend. Raises ValueError for other dtypes.
     """
 
-    position_axis = 3
-
     def __init__(self, config: LMConfig, slots: int, tile: int, *, dtype: torch.dtype) -> None:
-        if config.head_dim % 8:
-            raise ValueError(f"compiled attention needs heads of a multiple of 8 numbers, not {config.head_dim}")
         super().__init__(config, slots, tile)
-        shape = (config.num_layers, slots, config.num_heads, config.head_dim, self.capacity)
+        self.head_dim = config.head_dim
+        dims = round_up(config.head_dim, HEAD_PAD)
+        shape = (config.num_layers, slots, config.num_heads, self.capacity, dims)
         self.keys = torch.zeros(shape, dtype=dtype)
         self.values = torch.zeros(shape, dtype=dtype)
         self.key_arrays, self.value_arrays = as_array(self.keys), as_array(self.values)
+        self.head_hop = self.capacity * dims
+        ring = np.arange(slots)[:, None] * config.num_heads * self.head_hop
+        self.block_starts = ring + np.arange(self.capacity // KEY_BLOCK) * KEY_BLOCK * dims
 
     def attention(self, spans: Sequence[Span]) -> CompiledAttention:
         return CompiledAttention(self, spans)
@@ -131,10 +180,10 @@ class ColumnCache(KVCache):
 class CompiledAttention:
     """Which row writes where and sees what in one step; called, it does so (see KVCache.attention)."""
 
-    def __init__(self, cache: ColumnCache, spans: Sequence[Span]) -> None:
+    def __init__(self, cache: CompiledCache, spans: Sequence[Span]) -> None:
         self._cache = cache
-        self.scale = np.float32(cache.keys.shape[3] ** -0.5)
-        position = np.concatenate([np.arange(span.first, span.first + span.count) for span in spans])
+        self.scale = np.float32(cache.head_dim**-0.5)
+        position = self.position = np.concatenate([np.arange(s.first, s.first + s.count) for s in spans])
         self.slots = np.concatenate([np.full(span.count, span.slot) for span in spans])
         self.places = position % cache.capacity
         self.count = np.minimum(position + 1, cache.window)
@@ -145,9 +194,9 @@ class CompiledAttention:
         """q, k, v [rows, heads, head_dim] → [rows, heads, head_dim]; rows beyond the spans' come back as zeros."""
         cache, rows = self._cache, self.rows
         keys, values = cache.key_arrays[layer], cache.value_arrays[layer]
-        store(keys, self.slots, self.places, k[:rows].float().numpy())
-        store(values, self.slots, self.places, v[:rows].float().numpy())
+        store(keys, cache.block_starts, cache.head_hop, self.slots, self.places, k[:rows].float().numpy())
+        store(values, cache.block_starts, cache.head_hop, self.slots, self.places, v[:rows].float().numpy())
         out = torch.zeros(q.shape, dtype=torch.float32)
-        queries = q[:rows].float().numpy()
-        attend(queries, keys, values, self.slots, self.first, self.count, self.scale, out.numpy())
+        queries, ring = q[:rows].float().numpy(), (cache.block_starts, cache.head_hop)
+        attend(queries, keys, values, *ring, self.slots, self.first, self.count, self.scale, out.numpy())
         return out.to(q.dtype)

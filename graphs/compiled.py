@@ -1,9 +1,9 @@
 """What the CPU's kernels are made of, compiled by numba: 16-bit numbers, exp, matrix products, norms.
 
-Weights are stored transposed, [inputs, outputs], in fp32 or in bf16 (as the upper 16 bits of a float); activations and
-sums are fp32. A product takes rows by fours and inputs by eights, so that a weight is read, and widened, once for four
-rows. Its sums are in the order in which they are written here: no reassociation, hence a row has the same bits at every
-place of every four.
+Weights are stored in panels of 32 outputs, in fp32 or in bf16 (as the upper 16 bits of a float); activations and sums
+are fp32. A product takes rows by eights, whose sums stay in registers while a panel streams by (see
+graphs.compiled_vectors). Sums are in the order of the inputs: no reassociation, hence a row has the same bits beside
+any others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,19 @@ from numba import float32, int32, njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-INPUTS_AT_ONCE = 8
+from graphs.compiled_vectors import (
+    NARROW,
+    WIDE,
+    tile_1x16,
+    tile_1x32,
+    tile_2x16,
+    tile_2x32,
+    tile_4x16,
+    tile_4x32,
+    tile_8x16,
+    tile_8x32,
+)
+
 RMS_EPS = np.float32(1e-8)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -104,27 +116,73 @@ def exp(x: Any) -> Any:
 
 @compiled_in_order
 def matmul(x: Any, weight: Any, y: Any) -> None:
-    """y [rows, outputs] = x [rows, inputs] · weight [inputs, outputs]; rows in fours, inputs in eights."""
-    rows, inputs = x.shape
-    outputs = weight.shape[1]
-    y[:] = np.float32(0.0)
-    for k in range(0, inputs, 8):
-        w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
-        w4, w5, w6, w7 = weight[k + 4], weight[k + 5], weight[k + 6], weight[k + 7]
-        for r in range(0, rows, 4):
-            y0, y1, y2, y3 = y[r], y[r + 1], y[r + 2], y[r + 3]
-            a, b, c, d = x[r, k : k + 8], x[r + 1, k : k + 8], x[r + 2, k : k + 8], x[r + 3, k : k + 8]
-            a0, a1, a2, a3, a4, a5, a6, a7 = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
-            b0, b1, b2, b3, b4, b5, b6, b7 = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]
-            c0, c1, c2, c3, c4, c5, c6, c7 = c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]
-            d0, d1, d2, d3, d4, d5, d6, d7 = d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]
-            for j in range(outputs):
-                p0, p1, p2, p3 = widen(w0[j]), widen(w1[j]), widen(w2[j]), widen(w3[j])
-                p4, p5, p6, p7 = widen(w4[j]), widen(w5[j]), widen(w6[j]), widen(w7[j])
-                y0[j] += a0 * p0 + a1 * p1 + a2 * p2 + a3 * p3 + a4 * p4 + a5 * p5 + a6 * p6 + a7 * p7
-                y1[j] += b0 * p0 + b1 * p1 + b2 * p2 + b3 * p3 + b4 * p4 + b5 * p5 + b6 * p6 + b7 * p7
-                y2[j] += c0 * p0 + c1 * p1 + c2 * p2 + c3 * p3 + c4 * p4 + c5 * p5 + c6 * p6 + c7 * p7
-                y3[j] += d0 * p0 + d1 * p1 + d2 * p2 + d3 * p3 + d4 * p4 + d5 * p5 + d6 * p6 + d7 * p7
+    """y [rows, outputs] = x [rows, inputs] · weight, panels of `pack`; x has as many columns as these have inputs.
+
+    A row's sums go through the inputs in order, fused, for any number of rows.
+    """
+    inputs = weight.shape[1] * 2
+    products(x, 0, x.shape[1], x.shape[0], inputs, weight, y, 0, y.shape[1], y.shape[1])
+
+
+@compiled_in_order
+def products(
+    x: Any, x_at: int, x_hop: int, rows: int, inputs: int, weight: Any, y: Any, y_at: int, y_hop: int, outputs: int
+) -> None:
+    """The same where rows of x and y lie at x_at + i * x_hop and y_at + i * y_hop in their memory, in elements.
+
+    Rows of x may overlap: a convolution's windows do.
+    """
+    pairs, width = inputs // 2, weight.size // (weight.shape[0] * weight.shape[1] * 2)
+    rest = np.empty((8, 32), np.float32)
+    for panel in range(weight.shape[0]):
+        column, w_at = panel * width, panel * inputs * width
+        whole = column + width <= outputs
+        row = 0
+        while row < rows:
+            count = 8 if rows - row >= 8 else 4 if rows - row >= 4 else 2 if rows - row >= 2 else 1
+            source = x_at + row * x_hop
+            if whole:
+                _one_tile(count, width, x, source, x_hop, weight, w_at, pairs, y, y_at + row * y_hop + column, y_hop)
+            else:
+                _one_tile(count, width, x, source, x_hop, weight, w_at, pairs, rest, 0, 32)
+                flat = y.reshape(y.size)
+                for i in range(count):
+                    place = y_at + (row + i) * y_hop + column
+                    flat[place : place + outputs - column] = rest[i, : outputs - column]
+            row += count
+
+
+@compiled_in_order
+def _one_tile(
+    rows: int,
+    width: int,
+    x: Any,
+    x_at: int,
+    x_hop: int,
+    weight: Any,
+    w_at: int,
+    pairs: int,
+    y: Any,
+    y_at: int,
+    y_hop: int,
+) -> None:
+    if width == 32:
+        if rows == 8:
+            tile_8x32(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
+        elif rows == 4:
+            tile_4x32(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
+        elif rows == 2:
+            tile_2x32(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
+        else:
+            tile_1x32(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
+    elif rows == 8:
+        tile_8x16(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
+    elif rows == 4:
+        tile_4x16(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
+    elif rows == 2:
+        tile_2x16(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
+    else:
+        tile_1x16(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
 
 
 @compiled
@@ -150,11 +208,17 @@ def gate(packed: Any, out: Any) -> None:
 
 
 def pack(weight: Tensor) -> npt.NDArray[Any]:
-    """A linear layer's weight [outputs, inputs] as `matmul` reads it: transposed, inputs filled up to eights."""
+    """A linear layer's weight [outputs, inputs] as `matmul` reads it: panels of 32 outputs (16 if there are no more).
+
+    fp32 [panels, pairs of inputs, 2, width], bf16 [panels, pairs of inputs, width, 2]; filled up with zeros.
+    """
     outputs, inputs = weight.shape
-    padded = weight.new_zeros(-(-inputs // INPUTS_AT_ONCE) * INPUTS_AT_ONCE, outputs)
-    padded[:inputs] = weight.t()
-    return as_array(padded)
+    width = NARROW if outputs <= NARROW else WIDE
+    padded = weight.new_zeros(-(-outputs // width) * width, inputs + inputs % 2)
+    padded[:outputs, :inputs] = weight.detach()
+    panels = padded.view(-1, width, padded.shape[1] // 2, 2)
+    order = (0, 2, 1, 3) if weight.dtype == torch.bfloat16 else (0, 2, 3, 1)
+    return as_array(panels.permute(*order).contiguous())
 
 
 def as_array(tensor: Tensor) -> npt.NDArray[Any]:

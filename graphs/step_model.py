@@ -104,10 +104,10 @@ def step_model(model: LanguageModel, cache: KVCache) -> StepModel | WholeStep:
     """The implementation that goes with a cache's layout (see graphs.backends)."""
     if isinstance(cache, RingCache):
         return StaticStep(model, cache)
-    if type(cache).__name__ == "ColumnCache":  # by name: its module needs numba, which may not be there
-        from graphs.attention_cpu import ColumnCache
+    if type(cache).__name__ == "CompiledCache":  # by name: its module needs numba, which may not be there
+        from graphs.attention_cpu import CompiledCache
         from graphs.compiled_step import CompiledModel
 
-        assert isinstance(cache, ColumnCache)
+        assert isinstance(cache, CompiledCache)
         return CompiledModel(model, cache)
     return TorchModel(model, cache)
