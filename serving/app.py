@@ -9,7 +9,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serving.ingress import Ingress
-from serving.plan import PROCESS_CPUS, make_plan
+from serving.plan import PROCESS_CPUS, Plan, make_plan
 from serving.replica_deployment import PersonaPlexReplica
 from serving.settings import ServeSettings
 from serving.tenants import Tenants
@@ -33,7 +33,7 @@ def build_app(settings: ServeSettings) -> Application:
     }
     replica = serve.deployment(
         **common,
-        **_scale(settings),
+        **_scale(plan),
         placement_group_bundles=[plan.bundle()],
         placement_group_strategy="STRICT_PACK",
         health_check_period_s=1.0,
@@ -46,7 +46,8 @@ def build_app(settings: ServeSettings) -> Application:
     return app
 
 
-def _scale(settings: ServeSettings) -> dict[str, Any]:
+def _scale(plan: Plan) -> dict[str, Any]:
+    settings = plan.settings
     if settings.max_replicas == settings.min_replicas:
         return {"num_replicas": settings.min_replicas}
     policy = AutoscalingPolicy(  # type: ignore[no-untyped-call] # Ray
@@ -56,6 +57,7 @@ def _scale(settings: ServeSettings) -> dict[str, Any]:
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
             "spare_slots": settings.spare_slots,
+            "reserve_slots": plan.reserve_slots,
             "shrink_after_s": settings.shrink_after_s,
         },
     )

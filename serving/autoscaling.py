@@ -28,10 +28,16 @@ class ConversationPolicy:
     """Serve makes one of these in its controller (`policy_function` by import path, `policy_kwargs` as below)."""
 
     def __init__(
-        self, slots_per_replica: int, min_replicas: int, max_replicas: int, spare_slots: int, shrink_after_s: float
+        self,
+        slots_per_replica: int,
+        min_replicas: int,
+        max_replicas: int,
+        spare_slots: int,
+        reserve_slots: int,
+        shrink_after_s: float,
     ) -> None:
         self._config = AutoscalingConfig(
-            slots_per_replica, min_replicas, max_replicas, spare_slots=spare_slots, shrink_after_s=shrink_after_s
+            slots_per_replica, min_replicas, max_replicas, spare_slots, reserve_slots, shrink_after_s
         )
         self._history: deque[Load] = deque()
 

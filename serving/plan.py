@@ -33,15 +33,26 @@ class Plan:
     @property
     def router(self) -> RouterConfig:
         settings = self.settings
-        # Where there will only ever be one replica, no other can stand in for it.
-        automatic = None if settings.max_replicas > 1 else 0
         return RouterConfig(
             settings.lease_s,
             settings.max_waiting,
-            reserve_slots=automatic if settings.reserve_slots == "auto" else settings.reserve_slots,
+            reserve_slots=None if self.reserve_by_size else self.reserve_slots,
             rebuilds_at_once=settings.rebuilds_at_once,
             settle_s=2 * settings.report_interval_s,
         )
+
+    @property
+    def reserve_by_size(self) -> bool:
+        """Whether the reserve is as large as the largest replica. Where there will only ever be one replica, no other
+        can stand in for it."""
+        return self.settings.reserve_slots == "auto" and self.settings.max_replicas > 1
+
+    @property
+    def reserve_slots(self) -> int:
+        """Slots kept for conversations whose replica dies, if all replicas are as large as those started here."""
+        if self.settings.reserve_slots == "auto":
+            return self.settings.slots if self.reserve_by_size else 0
+        return self.settings.reserve_slots
 
     @property
     def nearest_checkpoint(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,13 +20,15 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class AutoscalingConfig:
     """`spare_slots` are kept free, so that the next caller finds one while a replica starts (about 10 s where a
-    node is at hand, minutes where it is not). `shrink_fill` is the hysteresis: a replica is given back only if
+    node is at hand, minutes where it is not). `reserve_slots` come on top while anybody talks: they are what a dead
+    replica's conversations move into, and new callers do not get them. `shrink_fill` is the hysteresis: a replica is given back only if
     the rest would then be filled to less than this share, so that one more caller does not bring it back."""
 
     slots_per_replica: int
     min_replicas: int = 1
     max_replicas: int = 1
     spare_slots: int = 1
+    reserve_slots: int = 0
     shrink_after_s: float = 120.0
     shrink_fill: float = 0.8
 
@@ -63,7 +66,9 @@ def _replicas_for(load: Load, slots: float, config: AutoscalingConfig) -> int:
     conversations = load.busy + load.waiting
     if conversations == 0 and config.min_replicas == 0:
         return 0  # scale to zero means zero: spare slots are for a system that is in use
-    return int(-(-(conversations + config.spare_slots) // slots))
+    reserve = config.reserve_slots if conversations else 0
+    wanted = (conversations + config.spare_slots) / slots + reserve / config.slots_per_replica
+    return math.ceil(wanted - 1e-9)  # 4 / 3.2 + 3 / 4 is 2, whatever floats make of it
 
 
 def _clamp(replicas: int, config: AutoscalingConfig) -> int:

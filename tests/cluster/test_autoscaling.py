@@ -35,6 +35,7 @@ def settings() -> ServeSettings:
         min_replicas=1,
         max_replicas=2,
         spare_slots=0,
+        reserve_slots=0,
         shrink_after_s=SHRINK_AFTER_S,
         admission_wait_s=90.0,
         ready_timeout_s=90.0,

@@ -59,6 +59,16 @@ def test_scale_to_zero_when_asked_for() -> None:
     assert decide(0.0, [Load(0.0, 0, 1, 0)], config) == 1
 
 
+def test_the_reserve_is_room_that_callers_do_not_get_as_long_as_anybody_talks() -> None:
+    config = AutoscalingConfig(4, min_replicas=1, max_replicas=5, reserve_slots=4, shrink_after_s=60.0)
+    assert decide(0.0, [Load(0.0, 0, 0, 1)], config) == 1
+    assert decide(0.0, [Load(0.0, 1, 0, 1)], config) == 2
+    assert decide(0.0, [Load(0.0, 3, 0, 2)], config) == 2
+    assert decide(0.0, [Load(0.0, 4, 0, 2)], config) == 3
+    assert decide(100.0, steady(2, 4), config) == 2  # the reserve is whole replicas: the air of hysteresis is not on it
+    assert decide(100.0, steady(0, 2), config) == 1
+
+
 @pytest.mark.parametrize(
     "wrong", [{"slots_per_replica": 0}, {"min_replicas": 3, "max_replicas": 2}, {"shrink_fill": 0.0}]
 )

@@ -36,7 +36,7 @@ def context(at_s: float, replicas: int, *busy: int, waiting: int = 0) -> Context
 
 
 def policy(shrink_after_s: float = 10.0) -> ConversationPolicy:
-    return ConversationPolicy(4, 1, 3, spare_slots=1, shrink_after_s=shrink_after_s)
+    return ConversationPolicy(4, 1, 3, spare_slots=1, reserve_slots=0, shrink_after_s=shrink_after_s)
 
 
 def test_the_sum_of_busy_slots_and_the_one_queue_decide() -> None:

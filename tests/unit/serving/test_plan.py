@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ from serving.trunk_server import TrunkConfig
 CATALOG = Catalog("demo", False, ("NATF0", "VARM3"))
 
 
-def plan(device: str, accelerator: str | None, folder: Path = Path("/nowhere")) -> Plan:
-    settings = ServeSettings(checkpoint="nvidia/personaplex-7b-v1")
+def plan(device: str, accelerator: str | None, folder: Path = Path("/nowhere"), **changed: Any) -> Plan:
+    settings = ServeSettings(checkpoint="nvidia/personaplex-7b-v1", **changed)
     return Plan(settings, CATALOG, device, accelerator, TrunkConfig("a secret of the tests"), folder)
 
 
@@ -44,6 +45,22 @@ def test_the_shares_of_the_actors_fit_the_bundle(device: str) -> None:
     bundle = it.bundle()
     assert sum(options["num_cpus"] for options in actors) < bundle["CPU"]
     assert sum(options.get("num_gpus", 0.0) for options in actors) == pytest.approx(bundle.get("GPU", 0.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "router", "autoscaling"),
+    [
+        ({}, 0, 0),  # one replica: nobody could stand in for it
+        ({"max_replicas": 3, "slots": 8}, None, 8),
+        ({"max_replicas": 3, "slots": 8, "reserve_slots": 2}, 2, 2),
+        ({"reserve_slots": 1}, 1, 1),
+    ],
+)
+def test_the_reserve_is_a_replica_where_there_may_be_more_than_one(
+    settings: dict[str, int], router: int | None, autoscaling: int
+) -> None:
+    it = plan("cpu", None, **settings)
+    assert (it.router.reserve_slots, it.reserve_slots) == (router, autoscaling)
 
 
 def test_the_window_is_shorter_on_a_gpu() -> None:
