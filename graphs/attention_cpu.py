@@ -158,20 +158,32 @@ def attend(
 class CompiledCache(KVCache):
     """Rings of [capacity, head_dim filled up to 32s] in bf16 or fp32, which `store` and `attend` alone read.
 
-    block_starts, head_hop: where a ring's blocks are, see attend. Raises ValueError for other dtypes.
+    block_starts, head_hop: where a ring's blocks are, see attend; with a pool the blocks are its pages, and those that a
+    ring has none of say -1. Raises ValueError for other dtypes.
     """
 
-    def __init__(self, config: LMConfig, slots: int, tile: int, *, dtype: torch.dtype) -> None:
-        super().__init__(config, slots, tile)
+    def __init__(
+        self, config: LMConfig, slots: int, tile: int, *, dtype: torch.dtype, pages: int | None = None
+    ) -> None:
+        super().__init__(config, slots, tile, pages)
         self.head_dim = config.head_dim
         dims = round_up(config.head_dim, HEAD_PAD)
-        shape = (config.num_layers, slots, config.num_heads, self.capacity, dims)
+        stretches, positions = self.places
+        shape = (config.num_layers, stretches, config.num_heads, positions, dims)
         self.keys = torch.zeros(shape, dtype=dtype)
         self.values = torch.zeros(shape, dtype=dtype)
         self.key_arrays, self.value_arrays = as_array(self.keys), as_array(self.values)
-        self.head_hop = self.capacity * dims
+        self.head_hop = positions * dims
         ring = np.arange(slots)[:, None] * config.num_heads * self.head_hop
-        self.block_starts = ring + np.arange(self.capacity // KEY_BLOCK) * KEY_BLOCK * dims
+        self.block_starts = ring + np.arange(self.blocks) * KEY_BLOCK * dims
+
+    def cover(self, spans: Sequence[Span]) -> None:
+        """See KVCache.cover."""
+        super().cover(spans)
+        if self.pool is not None and self.pool.changed:
+            pages = self.pool.table.astype(np.int64)
+            self.block_starts = np.where(pages >= 0, pages * (self.keys.shape[2] * self.head_hop), -1)
+            self.pool.changed = False
 
     def attention(self, spans: Sequence[Span]) -> CompiledAttention:
         return CompiledAttention(self, spans)

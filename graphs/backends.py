@@ -90,11 +90,9 @@ def make_cache(
         return VllmBlockCache(config, slots, tile, dtype=stored, pages=pages)
     if chosen.step == "torch":
         return RowCache(config, slots, tile, device=device, dtype=stored, pages=pages)
-    if pages is not None:
-        raise ValueError("the compiled step keeps whole rings: kv_overcommit needs the step `torch` or `static`")
     from graphs.attention_cpu import CompiledCache
 
-    return CompiledCache(config, slots, tile, dtype=stored)
+    return CompiledCache(config, slots, tile, dtype=stored, pages=pages)
 
 
 def resolve(wanted: Backends, config: LMConfig, device: torch.device, dtype: torch.dtype) -> Backends:

@@ -15,6 +15,7 @@ from graphs.backends import Backends, make_cache
 from graphs.frame_step import GENERATED, Emit, FrameStep
 from graphs.kv_cache import KVCache
 from graphs.paging import NO_PAGE, OutOfPages, PagePool, pages_for, pool_size
+from graphs.sampling import HAS_NUMBA
 from graphs.spans import KEY_BLOCK, Span
 from graphs.stages import Sampling
 from models.config import AUDIO_CODEBOOKS, STREAMS, UNGENERATED, LMConfig
@@ -107,6 +108,7 @@ KINDS = [
     ("torch", torch.float32, "auto"),
     ("static", torch.float32, "auto"),
     ("static", torch.float32, "fp8"),
+    *([("compiled", torch.float32, "auto"), ("compiled", torch.bfloat16, "auto")] if HAS_NUMBA else []),
 ]
 Kind = tuple[str, torch.dtype, str]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{str(kind[1])[6:]}-{kind[2]}")
