@@ -158,8 +158,8 @@ def attend(
 class CompiledCache(KVCache):
     """Rings of [capacity, head_dim filled up to 32s] in bf16 or fp32, which `store` and `attend` alone read.
 
-    block_starts, head_hop: where a ring's blocks are, see attend; with a pool the blocks are its pages, and those that a
-    ring has none of say -1. Raises ValueError for other dtypes.
+    block_starts, head_hop: where a ring's blocks are, see attend; with a pool the blocks are its pages, and those that
+    a ring has none of say -1. Raises ValueError for other dtypes.
     """
 
     def __init__(
