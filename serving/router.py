@@ -219,7 +219,7 @@ class SessionRouter:
             if purpose is Purpose.CALL:
                 raise NoCapacity("This conversation waits for a slot already.")
             self._dismiss(former, NoCapacity("The conversation asked again."))
-        waiter = Waiter(request, purpose, self._clock(), asyncio.get_running_loop().create_future())
+        waiter = Waiter(request, purpose, claim, self._clock())
         spot = self._place(waiter) if purpose is Purpose.CALL or not self._line.urgent else None
         if purpose is Purpose.CALL:
             self._admit(request, room=spot is not None)
@@ -259,10 +259,9 @@ class SessionRouter:
         return () if waiter.since_s + AVOID_FOR_S <= self._clock() else waiter.request.avoid
 
     def _grant(self, waiter: Waiter, spot: Spot) -> Grant:
-        claim, now_s = _claim(waiter.request, waiter.purpose), self._clock()
         give = self._leases.prepare if waiter.purpose is Purpose.MOVE else self._leases.grant
         try:
-            lease = give(claim, spot.replica, now_s)
+            lease = give(waiter.claim, spot.replica, self._clock())
         except (EpochConflict, NotHeld) as conflict:
             raise StaleEpoch(str(conflict)) from conflict
         holder = self._fleet.get(spot.replica)
@@ -270,7 +269,9 @@ class SessionRouter:
         return _grant_of(lease, holder)
 
     async def _wait(self, waiter: Waiter) -> Grant:
-        request, future = waiter.request, waiter.future
+        request = waiter.request
+        future: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        waiter.future = future
         wait_s = self._patience_s(request)
         self._line.join(waiter)
         taken = False
@@ -307,7 +308,8 @@ class SessionRouter:
 
     def _serve_one(self, waiter: Waiter) -> bool:
         """Whether it need not wait any more."""
-        if waiter.future.done():
+        future = waiter.future
+        if future is None or future.done():
             self._line.leave(waiter)
             return True
         spot = self._place(waiter)
@@ -315,14 +317,14 @@ class SessionRouter:
             return False
         self._line.leave(waiter)
         try:
-            waiter.future.set_result(self._grant(waiter, spot))
+            future.set_result(self._grant(waiter, spot))
         except StaleEpoch as error:
-            waiter.future.set_exception(error)
+            future.set_exception(error)
         return True
 
     def _dismiss(self, waiter: Waiter, error: Exception) -> None:
         self._line.leave(waiter)
-        if not waiter.future.done():
+        if waiter.future is not None and not waiter.future.done():
             waiter.future.set_exception(error)
 
     def _tell(self) -> None:

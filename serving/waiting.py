@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from cluster.policy.admission import next_tenant
+from cluster.policy.lease import Claim
 from serving.routing import AcquireRequest, Grant
 
 
@@ -22,12 +23,13 @@ class Purpose(IntEnum):
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One who waits. The future gets the grant, or the error that ends the waiting."""
+    """One who asks, and may have to wait: then the future gets the grant, or the error that ends the waiting."""
 
     request: AcquireRequest
     purpose: Purpose
+    claim: Claim
     since_s: float
-    future: asyncio.Future[Grant]
+    future: asyncio.Future[Grant] | None = None
 
 
 class WaitingLine:
