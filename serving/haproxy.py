@@ -70,10 +70,19 @@ def haproxy_environment(folder: Path, binary: Path) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         # A reload, on any change of ingresses, must not cut a call: the old process may live as long as one.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "7200",
+        # The only other clock over an open WebSocket: seconds without a byte from its client, who sends twelve frames a
+        # second. There is none over the server's side and none over tunnels.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "3600",
         "RAY_SERVE_PORT_QUARANTINE_S": "60",  # by default as long as the above, and ports run out in a day of deploys
         # How long a leaving ingress stays reachable for load balancers; on one machine there are none.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
+
+
+def health_environment() -> dict[str, str]:
+    """How soon Serve notices that a proxy has died, HAProxy or its own: three checks, by default 10 s apart, which
+    left the port closed for half a minute."""
+    return {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3"}
 
 
 def free_port(host: str = "127.0.0.1") -> int:

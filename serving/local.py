@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from serving.guard import guard_environment
-from serving.haproxy import bundled_haproxy, free_port, haproxy_environment
+from serving.haproxy import bundled_haproxy, free_port, haproxy_environment, health_environment
 from serving.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def _environment(settings: ServeSettings, folder: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; said now, it does not warn
     }
     environment |= guard_environment(settings.max_receive_bytes_per_s, settings.stalled_client_s)
+    environment |= health_environment()
     binary = None if settings.proxy == "python" else bundled_haproxy()
     if binary is not None:
         environment |= haproxy_environment(folder, binary)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from serving.haproxy import bundled_haproxy, haproxy_environment
+from serving.haproxy import bundled_haproxy, haproxy_environment, health_environment
 
 
 @pytest.fixture
@@ -47,6 +50,36 @@ def test_the_kernel_buffers_little_for_a_client_that_does_not_read(configured: s
     global_section = configured.split("defaults")[0]
     assert "tune.sndbuf.client 32768" in global_section
     assert "tune.rcvbuf.server 32768" in global_section
+
+
+def test_no_clock_of_haproxy_cuts_a_healthy_call_within_an_hour(configured: str, tmp_path: Path) -> None:
+    """All clocks that there are in the template are known here, and those that can end an open WebSocket are an hour
+    or more, or off, under the environment that we give Ray."""
+    clocks = set(re.findall(r"^ *(?:{% if .*? %})?timeout ([a-z-]+)", configured, re.MULTILINE))
+    harmless = {"connect", "http-request", "http-keep-alive", "queue"}  # over before the WebSocket is open
+    assert clocks <= harmless | {"client", "server", "tunnel"}
+    code = """
+from ray.serve._private.haproxy import BackendConfig, HAProxyConfig
+fields = lambda cls: {name: field.default for name, field in cls.__dataclass_fields__.items()}
+config, backend = fields(HAProxyConfig), fields(BackendConfig)
+print([config["timeout_client_s"], config["timeout_server_s"], config["hard_stop_after_s"],
+       backend["timeout_client_s"], backend["timeout_server_s"], backend["timeout_tunnel_s"]])
+"""
+    environment = os.environ | haproxy_environment(tmp_path, Path("/bin/echo"))
+    run = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    seconds = ast.literal_eval(run.stdout)
+    assert len(seconds) == 6
+    assert all(each is None or each >= 3600 for each in seconds), seconds
+
+
+def test_a_dead_proxy_is_noticed_within_seconds() -> None:
+    code = """
+from ray.serve._private import constants
+print(constants.PROXY_HEALTH_CHECK_PERIOD_S * constants.PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD)
+"""
+    environment = os.environ | health_environment()
+    run = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert float(run.stdout) <= 3.0
 
 
 @pytest.mark.skipif(bundled_haproxy() is None, reason="ray[serve] brings HAProxy on Linux alone")
