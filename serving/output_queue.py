@@ -9,6 +9,7 @@ import numpy as np
 
 from actors.messages import FrameOut
 
+ON_TIME_FRAMES = 1  # 80 ms; two would be more than the 120 ms a client buffers
 SILENT = np.zeros(0, dtype=np.int16)  # the pcm of a frame whose audio was dropped
 
 
@@ -18,12 +19,12 @@ class OutputQueue:
     `stale_frames` of audio are kept (2 s by default); being `limit_frames` behind (10 s) is the end.
     """
 
-    def __init__(self, stale_frames: int, limit_frames: int) -> None:
+    def __init__(self, stale_frames: int, limit_frames: int, first_frame: int = 0) -> None:
         self._stale_frames = stale_frames
         self._limit_frames = limit_frames
         self._audible: deque[FrameOut] = deque()
         self._texts: deque[FrameOut] = deque()  # older than all that is audible, their audio gone
-        self._newest = self._taken = -1
+        self._newest = self._taken = first_frame - 1
         self.dropped_frames = 0
 
     def __len__(self) -> int:
@@ -45,7 +46,7 @@ class OutputQueue:
         self._audible.append(frame)
         if len(self._audible) > self._stale_frames:
             oldest = self._audible.popleft()
-            self.dropped_frames += 1
+            self.dropped_frames += len(oldest.pcm) > 0
             if oldest.text:
                 self._texts.append(replace(oldest, pcm=SILENT))
 
@@ -57,3 +58,36 @@ class OutputQueue:
         frame = queue.popleft()
         self._taken = frame.key.frame
         return frame
+
+
+class CatchUp:
+    """Which audio is too old to be heard after a recovery: frames come in a burst then, and played one after the
+    other they would leave the conversation as late as the recovery was long, for good.
+
+    A frame is as late as the user's frames that have come since. It is stale until it is no later than is usual for
+    this client (some send ahead) or than `ON_TIME_FRAMES`. A replica that hardly keeps up must not silence the
+    conversation for ever, so there is an end to it even if that never comes.
+    """
+
+    def __init__(self) -> None:
+        self._usual: deque[int] = deque([0], maxlen=25)
+        self._left = 0
+
+    @property
+    def catching_up(self) -> bool:
+        return self._left > 0
+
+    def begin(self, unanswered: int) -> None:
+        """The conversation goes on, with so many frames to answer at once."""
+        self._left = 2 * unanswered
+
+    def stale(self, behind: int) -> bool:
+        """Whether an answer is too old to be heard; `behind` are the user's frames that came after its own."""
+        if not self._left:
+            self._usual.append(behind)
+            return False
+        if behind <= max(ON_TIME_FRAMES, sorted(self._usual)[len(self._usual) // 2]):
+            self._left = 0
+            return False
+        self._left -= 1
+        return True

@@ -6,56 +6,34 @@
         async for frame in conversation.frames(): …   # in order, no gap, no double
         await conversation.watch()                    # raises as soon as the conversation fails: race it
 
-However the block is left, the slot is given back. Everything a conversation can raise is a ServingError.
+However the block is left, the slot is given back; or, where the client holds a resume token and was lost
+(`conversation.park`), it waits for `resume_grace_s`. Everything a conversation can raise is a ServingError.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Protocol
 from uuid import uuid4
 
 from actors.errors import BadRequest, Draining, ReplicaLost, RoleTooLong, UnknownVoice
 from actors.interfaces import Clock, MonotonicClock
-from actors.messages import CloseRequest, OpenRequest
+from actors.journal import Journal
 from graphs.stages import SessionSpec
-from serving.conversation import Conversation, TrunkPort
-from serving.router import AcquireRequest, Grant
+from serving.conversation import Conversation, journal_s
+from serving.holding import Holding, Place
+from serving.home import Home, TrunkPort
+from serving.relocation import TrunkSource
+from serving.resume import Missed, Ticket, adopt
+from serving.routing import RouterPort
 from serving.settings import ServeSettings
 from serving.telemetry import ConversationTrace, Telemetry
 from serving.tenants import Tenant
 
 __all__ = ["Conversation", "ConversationHub", "Place", "RouterPort", "TrunkPort", "TrunkSource"]
 
-log = logging.getLogger(__name__)
-
 MOST_REPLICAS_TRIED = 3
-
-
-class RouterPort(Protocol):
-    """The session router, wherever it runs. Only `acquire` raises."""
-
-    async def acquire(self, request: AcquireRequest) -> Grant: ...
-
-    async def release(self, session: str, epoch: int, *, opened: bool) -> None: ...
-
-    async def abandon(self, session: str) -> None: ...
-
-
-class TrunkSource(Protocol):
-    async def get(self, address: str) -> TrunkPort: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which ingress this is, and on which node."""
-
-    ingress: str
-    node: str
 
 
 class ConversationHub:
@@ -79,11 +57,14 @@ class ConversationHub:
         self._telemetry = telemetry or Telemetry.off()
         self._has_voice = has_voice
         self._clock: Clock = clock or MonotonicClock()
-        self._cleanups: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._conversations: set[Conversation] = set()
+        self._parked: set[Conversation] = set()
 
     @asynccontextmanager
-    async def open(self, spec: SessionSpec, tenant: Tenant, client: str) -> AsyncIterator[Conversation]:
+    async def open(
+        self, spec: SessionSpec, tenant: Tenant, client: str, *, resumable: bool = False
+    ) -> AsyncIterator[Conversation]:
         """Take a slot, ask its replica for the conversation, give both back at the end.
 
         Raises UnknownVoice and RoleTooLong before a slot is taken, TenantLimit, NoCapacity, ReplicaLost. What
@@ -92,33 +73,59 @@ class ConversationHub:
         self._check(spec)
         session = uuid4().hex
         trace = self._telemetry.conversation(session, tenant.name, client, spec)
-        try:
-            grant, trunk = await self._find_place(session, tenant, trace)
-            async with self._held(grant, trunk, spec, tenant, trace) as conversation:
+        async with _traced(trace):
+            holding = self._holding(session, tenant, resumable)
+            with trace.span("admission"):
+                home = await self._first_home(holding)
+            journal = Journal(session, spec, journal_s(self._settings.recovery_s))
+            conversation = Conversation(journal, holding, self._trunks, self._settings, trace, self._clock)
+            async with self._held(conversation):
+                conversation.start(home)
                 yield conversation
-        except BaseException as error:
-            trace.failed(error)
-            raise
-        finally:
-            trace.end()
+
+    @asynccontextmanager
+    async def resume(self, ticket: Ticket, tenant: Tenant, client: str, missed: Missed) -> AsyncIterator[Conversation]:
+        """A live conversation whose client came back, wherever it was held until now.
+
+        Raises UnknownSession when the ticket opens nothing (any more), NoCapacity, ReplicaLost.
+        """
+        holding = self._holding(ticket.session, tenant, resumable=True)
+        receptive_s = journal_s(self._settings.recovery_s)
+        adopted = await adopt(holding, ticket, self._trunks, self._clock, receptive_s)
+        trace = self._telemetry.conversation(ticket.session, tenant.name, client, adopted.journal.spec)
+        async with _traced(trace):
+            conversation = Conversation(adopted.journal, holding, self._trunks, self._settings, trace, self._clock)
+            async with self._held(conversation):
+                conversation.go_on(adopted, missed)
+                yield conversation
 
     @property
     def live(self) -> int:
         """Conversations that hold a slot now."""
         return len(self._conversations)
 
+    @property
+    def conversations(self) -> Iterable[Conversation]:
+        """Those that hold a slot, parked ones included."""
+        return tuple(self._conversations)
+
     async def hang_up(self, reason: str) -> None:
-        """Fail every conversation with Draining, whose close code tells clients to come back; wait for them to go."""
+        """Fail every conversation with Draining, whose close code tells clients to come back; wait for them to go.
+        The slots of those that hold a resume token wait for them at their replicas."""
         conversations = list(self._conversations)
         for conversation in conversations:
+            conversation.desert()
             conversation.fail(Draining(reason))
         await asyncio.gather(*(conversation.left.wait() for conversation in conversations))
         await self.close()
 
     async def close(self) -> None:
-        """Wait until everything that was given back has arrived."""
-        while self._cleanups:
-            await asyncio.gather(*self._cleanups, return_exceptions=True)
+        """Wait until everything that was given back has arrived. Who is parked here is left to his replica."""
+        for conversation in self._parked:
+            conversation.desert()
+            conversation.end()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _check(self, spec: SessionSpec) -> None:
         limit = self._settings.role_max_chars
@@ -131,73 +138,69 @@ class ConversationHub:
         if self._has_voice is not None and not self._has_voice(spec.voice):
             raise UnknownVoice("There is no voice of this name.")
 
-    async def _find_place(self, session: str, tenant: Tenant, trace: ConversationTrace) -> tuple[Grant, TrunkPort]:
+    def _holding(self, session: str, tenant: Tenant, resumable: bool) -> Holding:
+        return Holding(self._router, self._place, tenant, session, self._later, self._clock, resumable)
+
+    async def _first_home(self, holding: Holding) -> Home:
         """A slot, and the trunk to its replica. One that has just died may still be granted until its lease is over:
         then another is asked for."""
         avoid: tuple[str, ...] = ()
-        epoch = 0
-        with trace.span("admission"):
-            while True:
-                grant = await self._acquire(session, tenant, avoid, epoch)
-                try:
-                    return grant, await self._trunks.get(grant.address)
-                except ReplicaLost:
-                    returned = self._later(self._router.release(session, grant.epoch, opened=False))
-                    avoid, epoch = (*avoid, grant.replica), grant.epoch
-                    if len(avoid) == MOST_REPLICAS_TRIED:
-                        raise
-                    await asyncio.shield(returned)
-                except BaseException:
-                    self._later(self._router.release(session, grant.epoch, opened=False))
+        while True:
+            grant = await holding.acquire(self._settings.admission_wait_s, avoid)
+            try:
+                return Home(grant, await self._trunks.get(grant.address))
+            except ReplicaLost:
+                avoid = (*avoid, grant.replica)
+                await asyncio.shield(self._later(holding.give_back(opened=False)))
+                if len(avoid) == MOST_REPLICAS_TRIED:
                     raise
-
-    async def _acquire(self, session: str, tenant: Tenant, avoid: tuple[str, ...], epoch: int) -> Grant:
-        request = AcquireRequest(
-            session,
-            tenant.name,
-            tenant.max_conversations,
-            self._place.ingress,
-            self._place.node,
-            self._settings.admission_wait_s,
-            epoch,
-            avoid,
-        )
-        try:
-            return await self._router.acquire(request)
-        except asyncio.CancelledError:
-            # The caller is gone, and a grant may be on its way: let the router forget it.
-            self._later(self._router.abandon(session))
-            raise
+            except BaseException:
+                self._later(holding.give_back(opened=False))
+                raise
 
     @asynccontextmanager
-    async def _held(
-        self, grant: Grant, trunk: TrunkPort, spec: SessionSpec, tenant: Tenant, trace: ConversationTrace
-    ) -> AsyncIterator[Conversation]:
+    async def _held(self, conversation: Conversation) -> AsyncIterator[None]:
         """The slot is ours: from here on every way out gives it back. No await between the grant and `try`."""
-        conversation = Conversation(grant, spec, trunk, self._settings, trace, self._clock)
         self._conversations.add(conversation)
-        watchdog: asyncio.Task[None] | None = None
+        watchdog = asyncio.create_task(conversation.expire_when_idle())
         try:
-            trunk.attach(grant.session, grant.epoch, conversation.deliver)
-            trunk.send_nowait(OpenRequest(grant.session, grant.epoch, tenant.name, self._place.ingress, spec))
-            watchdog = asyncio.create_task(conversation.expire_when_idle())
-            yield conversation
+            yield
         finally:
-            conversation.end()
-            self._conversations.discard(conversation)
-            conversation.left.set()
-            if watchdog is not None:
-                watchdog.cancel()
-            trunk.detach(grant.session, grant.epoch)
-            try:
-                trunk.send_nowait(CloseRequest(grant.session, grant.epoch, "the conversation ended"))
-            except ReplicaLost:
-                log.info("session %s ended with its replica", grant.session)
-            # A task of its own: this code may be running because of a cancellation, and another may come.
-            self._later(self._router.release(grant.session, grant.epoch, opened=watchdog is not None))
+            watchdog.cancel()
+            if conversation.parked:
+                self._later(self._keep(conversation))
+            else:
+                self._end(conversation)
+
+    async def _keep(self, conversation: Conversation) -> None:
+        """Hold the slot of a client that was lost until it is taken over, or the grace is over."""
+        self._parked.add(conversation)
+        try:
+            await conversation.over_within(self._settings.resume_grace_s)
+        finally:
+            self._parked.discard(conversation)
+            self._end(conversation)
+
+    def _end(self, conversation: Conversation) -> None:
+        # The rest is a task of its own: this code may be running because of a cancellation, and another may come.
+        conversation.leave()
+        self._conversations.discard(conversation)
+        conversation.left.set()
+        self._later(conversation.give_back())
 
     def _later(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
-        self._cleanups.add(task)
-        task.add_done_callback(self._cleanups.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
+
+
+@asynccontextmanager
+async def _traced(trace: ConversationTrace) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        trace.failed(error)
+        raise
+    finally:
+        trace.end()

@@ -11,7 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from actors.errors import ReplicaLost
-from actors.messages import Down, DownSink, Failed, FrameOut, Need, Ready, Up
+from actors.messages import Down, DownSink, Failed, FrameOut, JournalPart, Need, Up
 from serving import trunk_protocol as wire
 from serving.trunk_server import HELLO_TIMEOUT_S, TrunkConfig
 
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 3.0
 UP_HIGH_WATER = 512  # messages waiting for the socket; a conversation that adds more waits its turn
+PART_LOST = "The replica was lost while it was sent a journal."
+BATCH = 512  # messages at most in one of the trunk: 2 MB of frames, of the 8 that the other end takes
 
 
 class TrunkPool:
@@ -52,11 +54,13 @@ class TrunkPool:
 class Trunk:
     """One connection to one replica. Everything that is ready goes into one message."""
 
-    def __init__(self, address: str, connection: ClientConnection) -> None:
+    def __init__(self, address: str, version: int, connection: ClientConnection) -> None:
         self.address = address
+        self.version = version  # of the protocol, as agreed with the replica
         self._connection = connection
         self._sinks: dict[tuple[str, int], DownSink] = {}
         self._outbox: deque[Up] = deque()
+        self._parts: deque[tuple[JournalPart, asyncio.Future[None]]] = deque()  # of journals, one a batch
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -82,8 +86,7 @@ class Trunk:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 await connection.send(wire.encode_hello(wire.Hello(name)))
                 hello = wire.decode_hello(await _binary(connection))
-            wire.agree(wire.VERSIONS, hello.versions)
-            return cls(address, connection)
+            return cls(address, wire.agree(wire.VERSIONS, hello.versions), connection)
         except (OSError, TimeoutError, WebSocketException, wire.TrunkProtocolError) as error:
             log.warning("no trunk to %s: %s", address, error)
             if connection is not None:
@@ -101,15 +104,25 @@ class Trunk:
         self._sinks.pop((session, epoch), None)
 
     async def send(self, message: Up) -> None:
-        """Queue a message; waits while the socket takes less than is offered. Raises ReplicaLost."""
+        """Queue a message; waits while the socket takes less than is offered. A part of a journal waits until it has
+        been sent: live frames, and other conversations' journals, go between two of them. Raises ReplicaLost."""
+        if isinstance(message, JournalPart):
+            await self._send_part(message)
+            return
         while not self._room.is_set() and not self.lost:
             await self._room.wait()
         self.send_nowait(message)
 
+    async def _send_part(self, part: JournalPart) -> None:
+        self._raise_if_lost()
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._parts.append((part, sent))
+        self._wake.set()
+        await sent
+
     def send_nowait(self, message: Up) -> None:
         """Queue a message that must not wait (a close). Raises ReplicaLost."""
-        if self.lost:
-            raise ReplicaLost("The replica that held the conversation is gone.")
+        self._raise_if_lost()
         self._outbox.append(message)
         self._wake.set()
         if len(self._outbox) >= UP_HIGH_WATER:
@@ -127,11 +140,27 @@ class Trunk:
         with contextlib.suppress(ConnectionClosed):
             while True:
                 await self._wake.wait()
-                self._wake.clear()
-                batch = list(self._outbox)
-                self._outbox.clear()
-                self._room.set()
-                await self._connection.send(wire.encode_batch(batch))
+                batch = [self._outbox.popleft() for _ in range(min(BATCH, len(self._outbox)))]
+                part, sent = self._next_part()
+                if part is not None:
+                    batch.append(part)
+                if not self._outbox and not self._parts:
+                    self._wake.clear()
+                if len(self._outbox) < UP_HIGH_WATER:
+                    self._room.set()
+                try:
+                    if batch:
+                        await self._connection.send(wire.encode_batch(batch))
+                    _settle(sent, None)
+                finally:
+                    _settle(sent, ReplicaLost(PART_LOST))
+
+    def _next_part(self) -> tuple[JournalPart | None, asyncio.Future[None] | None]:
+        while self._parts:
+            part, sent = self._parts.popleft()
+            if not sent.done():  # else whoever sent it has given up
+                return part, sent
+        return None, None
 
     async def _receive_all(self) -> None:
         try:
@@ -149,17 +178,41 @@ class Trunk:
     def _deliver(self, message: Down) -> None:
         session, epoch = _owner_of(message)
         sink = self._sinks.get((session, epoch))
-        if sink is not None:  # else the conversation has just ended here, and its last frames were on their way
-            sink(message)
+        if sink is not None:  # else the conversation has just left, and its last frames were on their way
+            _hand(sink, message)
 
     def _lose(self) -> None:
         """Tell everybody once. The connection's pings notice a dead end in `dead_s`, TCP a killed one at once."""
         self.lost = True
         self._room.set()
         self._tasks[0].cancel()
+        while self._parts:
+            _settle(self._parts.popleft()[1], ReplicaLost(PART_LOST))
         sinks, self._sinks = self._sinks, {}
         for (session, epoch), sink in sinks.items():
-            sink(Failed(session, epoch, ReplicaLost.code, "The replica that held the conversation is gone."))
+            _hand(sink, Failed(session, epoch, ReplicaLost.code, "The replica that held the conversation is gone."))
+
+    def _raise_if_lost(self) -> None:
+        if self.lost:
+            raise ReplicaLost("The replica that held the conversation is gone.")
+
+
+def _hand(sink: DownSink, message: Down) -> None:
+    """A sink that raises is a fault of ours, in one conversation: the others on this trunk go on."""
+    try:
+        sink(message)
+    except Exception:
+        log.exception("a conversation could not take %s", type(message).__name__)
+
+
+def _settle(sent: asyncio.Future[None] | None, error: ReplicaLost | None) -> None:
+    """Tell whoever waits for a part to be sent, if nobody has yet and he still does."""
+    if sent is None or sent.done():
+        return
+    if error is None:
+        sent.set_result(None)
+    else:
+        sent.set_exception(error)
 
 
 def _over(task: asyncio.Task[Trunk]) -> bool:
@@ -169,7 +222,6 @@ def _over(task: asyncio.Task[Trunk]) -> bool:
 def _owner_of(message: Down) -> tuple[str, int]:
     if isinstance(message, FrameOut | Need):
         return message.key.session, message.key.epoch
-    assert isinstance(message, Ready | Failed)
     return message.session, message.epoch
 
 

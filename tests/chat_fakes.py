@@ -19,10 +19,10 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
-from actors.errors import NoCapacity, TenantLimit
+from actors.errors import NoCapacity, TenantLimit, UnknownReplica, UnknownSession
 from actors.messages import CloseRequest, DownSink, Failed, FrameIn, FrameOut, OpenRequest, Ready, Up
 from serving.ingress_chat import ChatEndpoint, ServedModel
-from serving.router import AcquireRequest, Grant
+from serving.routing import AcquireRequest, Grant, ReplicaView, ResumeRequest
 from serving.session import ConversationHub, Place
 from serving.settings import ServeSettings
 from serving.tenants import Tenants
@@ -51,28 +51,48 @@ class FakeRouter:
                 await self._changed.wait()
 
     async def acquire(self, request: AcquireRequest) -> Grant:
-        if request.tenant_limit is not None and len(self.held) >= request.tenant_limit:
-            raise TenantLimit("This key's conversations are all in use.")
-        if len(self.held) >= self.slots:
-            self.refused.set()
-            raise NoCapacity("Every slot is taken.")
+        if not request.recovery:
+            if request.tenant_limit is not None and len(self.held) >= request.tenant_limit:
+                raise TenantLimit("This key's conversations are all in use.")
+            if len(self.held) >= self.slots:
+                self.refused.set()
+                raise NoCapacity("Every slot is taken.")
         self.held.add(request.session)
         self.granted += 1
         self._changed.set()
-        return Grant(request.session, 1, "replica-0", "ws://echo", "fake")
+        return Grant(request.session, request.after_epoch + 1, "replica-0", "ws://echo", "fake")
 
     async def release(self, session: str, epoch: int, *, opened: bool) -> None:
         self.held.remove(session)  # a double release is a KeyError
         self._changed.set()
 
-    async def abandon(self, session: str) -> None:
+    async def abandon(self, session: str, after_epoch: int = 0) -> None:
         self.held.discard(session)
+
+    async def prepare(self, request: AcquireRequest) -> Grant:
+        raise NoCapacity("Nowhere to move to.")
+
+    async def commit(self, session: str, epoch: int) -> None:
+        raise AssertionError("nothing was prepared")
+
+    async def resume(self, request: ResumeRequest) -> Grant:
+        raise UnknownSession("Not here.")
+
+    async def locate(self, session: str) -> Grant | None:
+        return None
+
+    async def replicas(self) -> tuple[ReplicaView, ...]:
+        return ()
+
+    async def drain(self, replica: str) -> None:
+        raise UnknownReplica("There is none.")
 
 
 class EchoTrunk:
     """A replica that says back what it hears. `ready` may be held up; `fail` ends every conversation."""
 
     def __init__(self, *, prompt_s: float = 0.0, answer_s: float = 0.0) -> None:
+        self.version = 2
         self.prompt_s = prompt_s
         self.answer_s = answer_s
         self.heard: list[FrameIn] = []

@@ -6,10 +6,10 @@ import asyncio
 
 import numpy as np
 
-from actors.errors import NoCapacity, ReplicaLost
+from actors.errors import NoCapacity, ReplicaLost, UnknownReplica, UnknownSession
 from actors.messages import CloseRequest, Down, DownSink, Failed, FrameIn, FrameOut, OpenRequest, Ready, Up
 from graphs.stages import FrameKey, SessionSpec
-from serving.router import AcquireRequest, Grant
+from serving.routing import AcquireRequest, Grant, ReplicaView, ResumeRequest
 from serving.session import ConversationHub, Place
 from serving.settings import ServeSettings
 from serving.tenants import Tenant
@@ -66,8 +66,26 @@ class FakeRouter:
         self.released.append((session, epoch, opened))
         self._free(session)
 
-    async def abandon(self, session: str) -> None:
+    async def abandon(self, session: str, after_epoch: int = 0) -> None:
         self._free(session)
+
+    async def prepare(self, request: AcquireRequest) -> Grant:
+        raise NoCapacity("Nowhere to move to.")
+
+    async def commit(self, session: str, epoch: int) -> None:
+        raise AssertionError("nothing was prepared")
+
+    async def resume(self, request: ResumeRequest) -> Grant:
+        raise UnknownSession("Not here.")
+
+    async def locate(self, session: str) -> Grant | None:
+        return None
+
+    async def replicas(self) -> tuple[ReplicaView, ...]:
+        return ()
+
+    async def drain(self, replica: str) -> None:
+        raise UnknownReplica("There is none.")
 
     def _free(self, session: str) -> None:
         if self.held.pop(session, None):
@@ -78,6 +96,7 @@ class FakeTrunk:
     """One replica's trunk: records what goes up; `down` delivers."""
 
     def __init__(self) -> None:
+        self.version = 2
         self.sent: list[Up] = []
         self.sinks: dict[tuple[str, int], DownSink] = {}
         self.gate = Gate()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sphn
 
+from actors.errors import from_code
 from graphs.stages import Sampling
 from serving.audio.payload import OpusPayloadEncoder
 from serving.tenants import Tenants
@@ -292,14 +293,25 @@ async def test_a_client_that_vanishes_while_its_prompt_is_built() -> None:
 @pytest.mark.parametrize(
     ("code", "closed"), [("engine_lost", 1011), ("draining", 1012), ("bad_request", 1008), ("from_the_future", 1011)]
 )
-async def test_the_replica_ends_it(code: str, closed: int) -> None:
+async def test_it_fails(code: str, closed: int) -> None:
     server = EchoServer()
     async with server.call() as client:
         await client.live()
-        server.trunk.fail(code, "The engine is gone.")
+        for conversation in server.hub.conversations:
+            conversation.fail(from_code(code, "The engine is gone."))
         sentence, got = await client.refusal()
     assert got == closed
     assert "The engine is gone." in sentence
+
+
+async def test_an_engine_that_dies_is_not_the_clients_business() -> None:
+    server = EchoServer()
+    async with server.call(PCM) as client:
+        await client.live()
+        server.trunk.fail("engine_lost", "The engine is gone.")
+        client.say(said())
+        assert await client.hear_kind(1) == said()[1:]
+    assert server.router.granted == 2
 
 
 async def test_a_fault_of_ours_is_told_without_its_details(caplog: pytest.LogCaptureFixture) -> None:

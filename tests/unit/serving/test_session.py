@@ -228,7 +228,7 @@ async def test_a_failure_gives_what_had_come_and_then_raises() -> None:
     async with talking(stage) as conversation:
         await conversation.send(PCM)
         stage.answer(0)
-        stage.fail("engine_lost")
+        conversation.fail(EngineLost("There is no other replica."))
         frames = conversation.frames()
         assert (await anext(frames)).key.frame == 0
         with pytest.raises(EngineLost):
@@ -247,7 +247,7 @@ async def test_frames_end_when_the_handler_ends_the_conversation() -> None:
     await watcher
 
 
-async def test_a_frame_answered_again_is_heard_once_and_a_gap_is_an_error() -> None:
+async def test_a_frame_answered_again_is_heard_once() -> None:
     stage = Stage()
     async with talking(stage) as conversation:
         await send_all(conversation, 3)
@@ -256,9 +256,6 @@ async def test_a_frame_answered_again_is_heard_once_and_a_gap_is_an_error() -> N
         stage.answer(1)
         frames = conversation.frames()
         assert [(await anext(frames)).key.frame for _ in range(2)] == [0, 1]
-        stage.answer(3)
-        with pytest.raises(ConversationBroken):
-            await anext(frames)
 
 
 async def test_frames_the_replica_misses_are_sent_again_from_the_journal() -> None:
@@ -271,9 +268,8 @@ async def test_frames_the_replica_misses_are_sent_again_from_the_journal() -> No
         again = [message for message in stage.trunk.sent if isinstance(message, FrameIn)][4:]
         assert [message.key.frame for message in again] == [2, 3]
         assert np.array_equal(again[0].pcm, PCM + 2)
-        stage.trunk.down(Need(FrameKey(request.session, 1, 3), 4))
-        with pytest.raises(ConversationBroken, match="Frame 4"):
-            await conversation.watch()
+        stage.trunk.down(Need(FrameKey(request.session, 1, 4), 2))  # said before those were there
+        assert stage.trunk.frames == [0, 1, 2, 3, 2, 3]
 
 
 @pytest.mark.parametrize("pcm", [np.zeros(1919, np.int16), np.zeros((1, 1920), np.int16), np.zeros(1920, np.float32)])
@@ -286,7 +282,7 @@ async def test_a_frame_of_another_shape_is_refused_here(pcm: np.ndarray) -> None
 
 # The handler may die at any await: cancel it at every one there is, and look what is left.
 
-AWAITS = ["router.before", "router.after", "trunks.gate", "ready", "pace", "trunk.gate", "in flight", "frames", "watch"]
+AWAITS = ["router.before", "router.after", "trunks.gate", "ready", "pace", "in flight", "frames", "watch"]
 
 
 @pytest.mark.parametrize("where", AWAITS)
@@ -296,7 +292,6 @@ async def test_a_handler_that_dies_leaves_nothing(where: str) -> None:
         "router.before": stage.router.before,
         "router.after": stage.router.after,
         "trunks.gate": stage.trunks.gate,
-        "trunk.gate": stage.trunk.gate,
     }
     if where in gates:
         gates[where].shut()

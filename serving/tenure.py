@@ -1,0 +1,253 @@
+"""Which slot a conversation speaks from: the state machine behind its not being dropped.
+
+    opening ── Ready ──▶ living ◀─────────────── over to the next home ──┐
+       │                 │    └── asked to move ──▶ relocation, ─────────┤   (nothing is heard of it)
+       │                 │                          home lives on        │
+       └── home lost ────┴──────────────────────▶ relocation, no home ───┘   (the agent is silent, the user is heard)
+                                                        └── recovery_s over, or no use ──▶ the conversation fails
+
+Everything that leads to another home is the relocation's (serving/relocation.py). Here is what holds whichever home
+it is: answers count once, in order, and from the home alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+from actors.errors import (
+    BadRequest,
+    ClientFault,
+    JournalError,
+    Lost,
+    NotYours,
+    Refused,
+    ServingError,
+    Unauthorized,
+    from_code,
+)
+from actors.interfaces import Clock
+from actors.journal import Journal
+from actors.messages import Down, Failed, FrameOut, Move, Need, Ready
+from graphs.stages import SessionSpec
+from serving.holding import Holding
+from serving.home import Home
+from serving.relocation import Relocation, TrunkSource
+
+log = logging.getLogger(__name__)
+
+SAFE_FRAMES = 25  # who has answered so many has not been killed by taking the conversation over
+_CLIENTS_OWN = (BadRequest, ClientFault, Unauthorized)  # what another replica would not cure
+
+
+class Speaker(Protocol):
+    """The conversation, as its tenure knows it."""
+
+    def begun(self, ready: Ready) -> None:
+        """A home wants frames: the first one, or another one after a loss."""
+
+    def resumed(self) -> None:
+        """It goes on after a loss."""
+
+    def answer(self, frame: FrameOut) -> None:
+        """An answer, perhaps one that was given before. Raises JournalError when one is missing."""
+
+    def lost(self) -> None:
+        """There is no home for now."""
+
+    def fail(self, error: ServingError) -> None:
+        """There will be none."""
+
+    def wake(self) -> None:
+        """Something has changed."""
+
+    async def news(self) -> None:
+        """Until something changes."""
+
+
+class Tenure:
+    """The homes of one conversation, one after the other, and at most one that is being prepared."""
+
+    def __init__(
+        self, speaker: Speaker, journal: Journal, holding: Holding, trunks: TrunkSource, clock: Clock, recovery_s: float
+    ) -> None:
+        self.journal = journal
+        self.home: Home | None = None  # the slot it speaks from
+        self.begun = False  # its prompt has been in a KV cache
+        self.deaths = 0  # homes in a row that died before it had said SAFE_FRAMES there
+        self.differs = False  # a next home has once said something else: from now on one speaks at a time
+        self.exact = True  # False once it went on under other numerics
+        self.recoveries = self.moves = 0
+        self._over = False
+        self._speaker = speaker
+        self._holding = holding
+        self._trunks = trunks
+        self._clock = clock
+        self._recovery_s = recovery_s
+        self._relocation: Relocation | None = None
+        self._relocating: asyncio.Task[None] | None = None
+
+    @property
+    def session(self) -> str:
+        return self.journal.session
+
+    @property
+    def spec(self) -> SessionSpec:
+        return self.journal.spec
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is at home, and nobody asks it to leave."""
+        return self._relocation is None
+
+    def begin(self, home: Home) -> None:
+        """Ask for this slot, the first one."""
+        self.home = home
+        try:
+            home.attach(self.deliver)
+            home.ask(self._holding.request(home.grant.epoch, self.spec))
+        except Lost as error:
+            self.lose(home, error)
+
+    def take_over(self, home: Home, first_missed: int, messages: Iterable[Down]) -> None:
+        """Go on in a slot that was another ingress's until now; `messages` have come from it meanwhile."""
+        self.home = home
+        try:
+            home.attach(self.deliver)
+            home.repeat(first_missed, self.journal.next_frame, self.journal)
+        except Lost as error:
+            self.lose(home, error)
+        for message in messages:
+            self.deliver(home, message)
+
+    def feed(self) -> None:
+        """Send what was heard to whoever is to hear it."""
+        home, relocation = self.home, self._relocation
+        if home is not None and not (relocation is not None and relocation.holds):
+            try:
+                home.feed(self.journal)
+            except Lost as error:
+                self.lose(home, error)
+        if relocation is not None:
+            relocation.feed()
+
+    def deliver(self, home: Home, message: Down) -> None:
+        """Take one message off a trunk. Never blocks."""
+        if self._over:
+            return
+        if home is self.home:
+            try:
+                self._take(home, message)
+            except (Lost, JournalError) as error:
+                self.lose(home, error)
+        elif self._relocation is not None and home is self._relocation.next:
+            self._relocation.deliver(home, message)
+        self._speaker.wake()  # of a home that was left nothing is heard any more
+
+    def _take(self, home: Home, message: Down) -> None:
+        match message:
+            case FrameOut():
+                home.heard(message)
+                if home.frames >= SAFE_FRAMES:
+                    self.deaths = 0
+                self._speaker.answer(message)
+                self.feed()
+            case Ready() if home.ready is None:
+                home.begin(message)
+                self._settle(home, message)
+            case Failed(code=code, message=sentence):
+                self.lose(home, from_code(code, sentence))
+            case Need():
+                home.needs(message, self.journal)
+            case Move(reason=reason):
+                log.info("session %s is asked to leave %s: %s", self.session, home.replica, reason)
+                self._relocate()
+
+    def lose(self, home: Home, error: ServingError) -> None:
+        """A home is gone, or of no more use. The conversation looks for another, unless that would not help."""
+        if home is not self.home or self._over:
+            return
+        if isinstance(error, _CLIENTS_OWN) and not self.begun:
+            self._speaker.fail(error)
+            return
+        log.warning("session %s lost its home at %s: %s", self.session, home.replica, error)
+        self.home = None
+        self.count_death(home, error)
+        home.leave("the conversation goes on elsewhere")
+        self._speaker.lost()
+        self._relocate().home_lost(home.replica)
+        self._speaker.wake()
+
+    def count_death(self, home: Home, error: ServingError) -> None:
+        """Note what may have been this conversation's doing: a replica that dies soon after it took it."""
+        if home.frames >= SAFE_FRAMES:
+            self.deaths = 0
+        elif not isinstance(error, Refused | NotYours):  # those are not about this conversation
+            self.deaths += 1
+
+    def go_over(self, home: Home, ahead: Iterable[FrameOut]) -> None:
+        """Speak from this home on; `ahead` is what it has answered beyond the one before it."""
+        former, self.home = self.home, home
+        if former is None:
+            self.recoveries += 1
+            self._speaker.resumed()
+        else:
+            self.moves += 1
+            former.leave("the conversation has moved")
+        assert home.ready is not None
+        self._settle(home, home.ready)
+        for frame in ahead:
+            self._speaker.answer(frame)
+        self._speaker.wake()
+
+    def end(self) -> None:
+        """Look for no home any more."""
+        self._over = True
+        if self._relocating is not None:
+            self._relocating.cancel()
+
+    def leave(self, *, desert: bool) -> None:
+        """Let go of the slot; with `desert` it waits at its replica for who resumes the conversation."""
+        self.end()
+        home, self.home = self.home, None
+        if home is not None and desert:
+            home.desert()
+        elif home is not None:
+            home.leave("the conversation ended")
+
+    async def left(self) -> None:
+        """Wait until a relocation that was under way has given back what it had."""
+        if self._relocating is not None:
+            await asyncio.gather(self._relocating, return_exceptions=True)
+
+    def _settle(self, home: Home, ready: Ready) -> None:
+        numerics_id = ready.numerics_id or home.grant.numerics_id
+        if not ready.exact or self.journal.numerics_id not in ("", numerics_id):
+            self.exact = False
+            log.warning("session %s goes on under other numerics, at %s", self.session, home.replica)
+        self.journal.begin(ready.prompt_hash, ready.prompt_frames, numerics_id)
+        self.begun = True
+        self._speaker.begun(ready)
+        self.feed()
+
+    def _relocate(self) -> Relocation:
+        if self._relocation is None:
+            self._relocation = Relocation(self, self._holding, self._trunks, self._clock, self._recovery_s)
+            self._relocating = asyncio.create_task(self._run(self._relocation))
+        return self._relocation
+
+    async def _run(self, relocation: Relocation) -> None:
+        try:
+            await relocation.run()
+        finally:
+            self._relocation = None
+
+    # What a relocation needs of the conversation
+
+    def fail(self, error: ServingError) -> None:
+        self._speaker.fail(error)
+
+    async def news(self) -> None:
+        await self._speaker.news()
