@@ -6,6 +6,7 @@ Weights are exact on any machine: integers from PCG64, scaled; no library's noti
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -126,28 +127,37 @@ def _publish(staging: Path, final: Path) -> None:
             raise
 
 
-def write_demo_checkpoint(folder: Path) -> None:
-    """Writes all files of the demo checkpoint into an existing folder."""
-    lm, mimi = random_lm(LM), random_mimi(MIMI)
+def write_demo_checkpoint(folder: Path, lm_config: LMConfig = LM, mimi_config: MimiConfig = MIMI) -> None:
+    """Writes all files of the demo checkpoint, or of one with other shapes, into an existing folder."""
+    lm, mimi = random_lm(lm_config), random_mimi(mimi_config)
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in lm.items()}, folder / "model.safetensors")
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in mimi.items()}, folder / "mimi.safetensors")
     shutil.copyfile(TOKENIZER, folder / "tokenizer.model")
     (folder / VOICES_FOLDER).mkdir()
     for name in VOICES:
-        codes = _integers(f"voice {name}", VOICE_FRAMES * AUDIO_CODEBOOKS, MIMI.quantizer.bins)
+        codes = _integers(f"voice {name}", VOICE_FRAMES * AUDIO_CODEBOOKS, mimi_config.quantizer.bins)
         path = folder / VOICES_FOLDER / f"{name}.safetensors"
         path.write_bytes(write_codes(torch.from_numpy(codes).view(VOICE_FRAMES, AUDIO_CODEBOOKS)))
-    silence, sine = constant_codes(MIMI, mimi)
+    silence, sine = constant_codes(mimi_config, mimi)
     config = {
         "format": FORMAT,
         "name": "personaplex-demo-untrained",
         "trained": False,
-        "lm": dataclasses.asdict(LM),
-        "mimi": dataclasses.asdict(MIMI),
+        "lm": dataclasses.asdict(lm_config),
+        "mimi": dataclasses.asdict(mimi_config),
         "silence_codes": silence,
         "sine_codes": sine,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def write_short_memory(folder: Path, context: int, codec_context: int) -> None:
+    """The demo checkpoint with windows of `context` frames and `codec_context` positions of 40 ms: what takes minutes
+    to wrap wraps in seconds, for tests of what happens then. Makes the folder."""
+    folder.mkdir(parents=True)
+    transformer = dataclasses.replace(MIMI.transformer, context=codec_context)
+    lm, mimi = dataclasses.replace(LM, context=context), dataclasses.replace(MIMI, transformer=transformer)
+    write_demo_checkpoint(folder, lm, mimi)
 
 
 def random_lm(config: LMConfig) -> dict[str, Tensor]:
@@ -226,3 +236,18 @@ def _raw(name: str, count: int) -> npt.NDArray[np.uint64]:
     seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     raw: npt.NDArray[np.uint64] = np.random.PCG64(seed).random_raw(count)
     return raw
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="Write the demo checkpoint with short windows into a new folder.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--context", type=int, default=LM.context, help="frames (80 ms) the language model remembers")
+    parser.add_argument(
+        "--codec-context", type=int, default=MIMI.transformer.context, help="positions (40 ms) the codec remembers"
+    )
+    arguments = parser.parse_args()
+    write_short_memory(arguments.folder, arguments.context, arguments.codec_context)
+
+
+if __name__ == "__main__":
+    _main()

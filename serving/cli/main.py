@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serving.cli import bench, demo, keys, loadtest, serve, talk, voices
+from serving.cli import bench, demo, deploy, keys, loadtest, serve, talk, voices
 from training.cli import app as train
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("talk")(talk.talk)
 app.command("demo")(demo.demo)
+app.command("deploy")(deploy.deploy)
 app.command("keys")(keys.keys)
 app.command("loadtest")(loadtest.loadtest)
 app.add_typer(voices.app, name="voices")

@@ -21,7 +21,7 @@ from serving.cli.main import app
 from serving.tenants import Tenants
 
 COMMANDS = [
-    [], ["serve"], ["talk"], ["demo"], ["loadtest"], ["keys"], ["voices"], ["voices", "add"], ["bench"],
+    [], ["serve"], ["talk"], ["demo"], ["deploy"], ["loadtest"], ["keys"], ["voices"], ["voices", "add"], ["bench"],
     ["bench", "frame"],
 ]  # fmt: skip
 
@@ -156,6 +156,15 @@ class TestDemo:
         assert "not in real time" in str(what_was_wrong(call(0.09, whole)))
         assert "heard 5 of" in str(what_was_wrong(call(0.08, 5)))
         assert what_was_wrong(Call(CALLERS[0], recording, "NATF0", 1, failure="no slot is free")) == "no slot is free"
+
+
+class TestDeploy:
+    def test_a_cluster_that_is_not_there_is_named_at_once(self) -> None:
+        # Port 9 is "discard"; nobody listens there.
+        assert "127.0.0.1:9" in error_of(run("deploy", "--address", "127.0.0.1:9"), 1)
+
+    def test_a_wrong_setting_is_named(self) -> None:
+        assert "min_replicas" in error_of(run("deploy", "--replicas", "3", "--max-replicas", "2"), 2)
 
 
 class TestVoices:

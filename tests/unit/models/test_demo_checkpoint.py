@@ -139,3 +139,11 @@ def test_conversations_run_and_are_heard(demo: Checkpoint) -> None:
     assert pcm.abs().max() < 0.9
     loudness = pcm.square().mean(1).sqrt()
     assert bool(((loudness > 0.02) & (loudness < 0.2)).all())
+
+
+def test_windows_can_be_short(tmp_path: Path) -> None:
+    demo_checkpoint.write_short_memory(tmp_path / "short", context=40, codec_context=10)
+    short = load_checkpoint(str(tmp_path / "short"))
+    assert short.lm_config.context == 40
+    assert short.mimi_config.transformer.context == 10
+    assert "NATF2" in short.voices.names()

@@ -1,0 +1,132 @@
+"""`personaplex deploy`: the application onto a Ray cluster that is already there, or a new build over an old one."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serving.cli.console import err, fail, note, out
+from serving.cli.serve import settings_from
+
+if TYPE_CHECKING:
+    from serving.settings import ServeSettings
+
+REACHABLE_S = 5.0
+_SECRET_KEY = b"personaplex/trunk-secret"  # in the GCS's key-value store
+
+
+def deploy(
+    address: Annotated[
+        str, typer.Option(envvar="RAY_ADDRESS", help="The cluster: HOST:PORT of its GCS, or auto on one of its nodes.")
+    ] = "auto",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", "-c", help="Folder, Hugging Face repository, or demo.", show_default="demo"),
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, help="HTTP port on every node.", show_default="8998")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to bind. Beyond loopback, --keys-file is required.", show_default="127.0.0.1"),
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Conversations a replica holds at once.", show_default="4")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas kept even when nobody calls.", show_default="1")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="Most replicas autoscaling may start.", show_default="as --replicas")
+    ] = None,
+    ingresses: Annotated[
+        int | None, typer.Option(min=1, help="Ingress processes, one a node.", show_default="1")
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option(help="What a replica asks Ray for: H100, none, auto.", show_default="auto")
+    ] = None,
+    keys_file: Annotated[
+        Path | None, typer.Option(help="API keys with their tenants' limits.", show_default="none: open on loopback")
+    ] = None,
+) -> None:
+    """Deploy on a running Ray cluster and leave; deploy again to roll out a change.
+
+    What runs is replaced replica by replica, and its conversations move.
+    The trunks' secret is made once a cluster and kept there, so that old
+    and new processes can speak to each other. All other settings come
+    from the environment as PERSONAPLEX_NAME (personaplex serve
+    --list-settings). Which proxy stands in front is the cluster's own
+    configuration, in the environment of its nodes.
+
+    \b
+      ray start --head
+      personaplex deploy
+      personaplex deploy --address 10.0.0.1:6379 --replicas 3 --ingresses 3
+    """
+    settings = settings_from(
+        checkpoint=checkpoint,
+        port=port,
+        host=host,
+        slots=slots,
+        min_replicas=replicas,
+        max_replicas=max_replicas if max_replicas is not None else replicas,
+        ingresses=ingresses,
+        accelerator=accelerator,
+        keys_file=keys_file,
+    )
+    from models.checkpoint import CheckpointError
+    from serving.tenants import KeysFileError
+
+    with err.status(f"deploying on {address}"):
+        try:
+            _deploy(address, settings)
+        except (CheckpointError, KeysFileError, ConnectionError) as error:
+            fail(str(error))
+        except RuntimeError as error:  # Serve's word for "it did not become healthy"
+            fail(f"the deployment failed: {error}")
+    out.print(f"[bold]Deployed at http://{settings.host}:{settings.port}[/bold]", highlight=False)
+    note(f"{settings.min_replicas} to {settings.max_replicas} replicas with {settings.slots} slots each")
+
+
+def _deploy(address: str, settings: ServeSettings) -> None:
+    _check_reachable(address)
+    import ray
+
+    from serving.app import build_app
+    from serving.guard import guard_environment
+    from serving.local import deploy
+
+    # Serve's proxies and ingresses read these when they start; nobody can pass them options.
+    logging.getLogger("ray.serve").setLevel(settings.log_level)
+    environment = guard_environment(settings.max_receive_bytes_per_s, settings.stalled_client_s)
+    ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        if settings.trunk_secret is None:
+            settings = settings.model_copy(update={"trunk_secret": _trunk_secret()})
+        deploy(build_app(settings), settings)
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes before it says so. Raises ConnectionError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto`, or one of Ray's other forms
+    try:
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=REACHABLE_S).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); start one with ray start --head"
+        ) from error
+
+
+def _trunk_secret() -> str:
+    """The cluster's own, made by whoever deploys first."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(_SECRET_KEY, secrets.token_urlsafe(32), overwrite=False)
+    kept = internal_kv._internal_kv_get(_SECRET_KEY)
+    assert kept is not None
+    return str(kept.decode())
