@@ -18,6 +18,8 @@ from loadtest.chat_wire import ChatOptions, Kind, Message, audio_message, chat_u
 from loadtest.speech import FRAME_S, FRAME_SAMPLES, RATE, Recording, Samples
 from loadtest.timings import Timings
 
+Send = Callable[[bytes], Awaitable[None]]
+
 READY_TIMEOUT_S = 120.0
 SILENCE_TIMEOUT_S = 20.0
 CLOSE_GRACE_S = 2.0
@@ -97,10 +99,10 @@ async def hold_conversation(
 
     await converse(
         server,
-        recording.ogg,
         options,
         timings,
         take,
+        lambda send: speak(send, recording.ogg, timings, clock),
         ready_timeout_s=ready_timeout_s,
         silence_timeout_s=silence_timeout_s,
         clock=clock,
@@ -111,20 +113,20 @@ async def hold_conversation(
 
 async def converse(
     server: str,
-    spoken: Iterable[bytes],
     options: ChatOptions,
     timings: Timings,
     take: Callable[[Message], bool],
+    say: Callable[[Send], Awaitable[None]],
     *,
     ready_timeout_s: float = READY_TIMEOUT_S,
     silence_timeout_s: float = SILENCE_TIMEOUT_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """One call: sends a payload of `spoken` every 80 ms and hands `take` every message, until it answers True.
+    """One connection: `say` is run once the agent is ready, and `take` handed every message, until it answers True.
 
-    The handshake is handed on as well. What is sent and that the agent is ready goes into `timings` here; what is heard
-    is up to `take`, which knows how much sound a payload holds. Raises Refused before the agent is ready, Lost after
-    it, WireError when the server does not speak /api/chat, and ValueError for an address that is none.
+    The handshake is handed on as well. That the agent is ready goes into `timings` here; what is sent is up to `say`,
+    what is heard up to `take`, which knows how much sound a payload holds. Raises Refused before the agent is ready,
+    Lost after it, WireError when the server does not speak /api/chat, and ValueError for an address that is none.
     """
     url = chat_url(server, options)
     try:
@@ -143,7 +145,7 @@ async def converse(
         raise Refused(f"{server} did not take the call: {error or type(error).__name__}") from error
     async with connection:
         await _until_ready(connection, timings, take, ready_timeout_s, clock)
-        sender = asyncio.create_task(speak(connection.send, spoken, timings, clock))
+        sender = asyncio.ensure_future(say(connection.send))
         try:
             await _listen(connection, take, silence_timeout_s)
         finally:
@@ -171,7 +173,7 @@ async def _until_ready(
 
 
 async def speak(
-    send: Callable[[bytes], Awaitable[None]],
+    send: Send,
     spoken: Iterable[bytes],
     timings: Timings,
     clock: Callable[[], float] = time.monotonic,

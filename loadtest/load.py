@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
 
-from loadtest.chat_client import Lost, Refused, converse
+from loadtest.chat_client import Lost, Refused, converse, speak
 from loadtest.chat_wire import ChatOptions, Kind, Message, WireError
 from loadtest.opus_pages import NotOpus, samples_in
 from loadtest.speech import FRAME_S, EndlessSpeech, Samples
@@ -152,10 +152,10 @@ async def _outcome(
             # Silence is measured here, not punished: a call that hears nothing goes on to the end.
             await converse(
                 plan.server,
-                spoken,
                 plan.options(call),
                 timings,
                 take,
+                lambda send: speak(send, spoken, timings),
                 ready_timeout_s=plan.over_s,
                 silence_timeout_s=plan.over_s,
             )

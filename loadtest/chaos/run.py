@@ -1,0 +1,203 @@
+"""One scenario from beginning to end: calls, strikes, journals, verdict.
+
+all callers dial ─ all are ready ─┬─ strikes at their times ─────────────┐
+                                  ├─ journals are looked at all the time ├─ last look ─ hang up ─ verdict
+                                  └─ each says its frames, hears answers ┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.callers import CALLERS
+from loadtest.chaos.caller import GRACE_S, Caller, CallLog
+from loadtest.chaos.journals import AdminClient, Seen, look_until, watch
+from loadtest.chaos.plan import STRIKES, gap_limit_s, spread, strike_times_s
+from loadtest.chaos.strikes import Missed, Striker
+from loadtest.chaos.system import System
+from loadtest.chaos.verdict import Reference, Verdict, judge_call, witness_lag_ms
+from loadtest.speech import FRAME_S
+
+ROLE = "You enjoy having a good conversation."
+FIRST_SEED = 4_000
+_RAMP_S = 0.15  # between two callers' dialling
+_READY_S = 120.0
+_EXTRA_S = 1.0  # whatever is sent beyond the last frame comes within this
+_JOURNAL_S = 10.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """What a run of calls left behind, in the callers' order."""
+
+    logs: Sequence[CallLog]
+    seen: Sequence[Seen]
+
+    @property
+    def longest_gap_s(self) -> float:
+        return max((gap for log in self.logs for gap in log.gaps_s), default=0.0)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for."""
+
+    sessions: int = 8
+    seconds: float = 60.0
+    seed: int = 1
+    strikes: int = STRIKES
+
+    @property
+    def frames(self) -> int:
+        return round(self.seconds / FRAME_S)
+
+
+async def undisturbed(system: System, order: Order, say: Say) -> Conversations:
+    """The same conversations with nobody in their way."""
+    say(f"{order.sessions} undisturbed conversations of {order.seconds:g} s, as a reference")
+    async with _talking(system, order) as (callers, seen, admin):
+        return await _to_the_end(callers, seen, admin, order, _nothing())
+
+
+async def struck(
+    system: System, scenario: str, order: Order, references: Sequence[Reference], quiet_gap_s: float, say: Say
+) -> Verdict:
+    """The conversations while the scenario strikes, held against their references."""
+    times_s = strike_times_s(order.seconds, order.seed, system.layout.windows, order.strikes)
+    say(f"{scenario}: strikes after {spread(times_s)} s")
+    strikes: list[str] = []
+    missed: list[str] = []
+    async with _talking(system, order) as (callers, seen, admin):
+        striker = Striker(system, admin, lambda: _homes(seen), random.Random(order.seed))
+
+        async def strike() -> None:
+            start_s = time.monotonic()
+            try:
+                for due_s in times_s:
+                    await asyncio.sleep(max(0.0, start_s + due_s - time.monotonic()))
+                    await _until_whole(system, start_s + order.seconds - time.monotonic())
+                    at_s = time.monotonic() - start_s
+                    strikes.append(f"{at_s:.1f} s: {await striker.strike(scenario)}")
+                    say(strikes[-1])
+            except Exception as error:  # noqa: BLE001 - a strike that went wrong is a fault of the run, and is said
+                missed.append(f"a strike was missed: {type(error).__name__}: {error}")
+
+        conversations = await _to_the_end(callers, seen, admin, order, strike())
+        try:
+            async with asyncio.timeout(120):
+                await striker.mended()
+        except Exception as error:  # noqa: BLE001 - as above
+            missed.append(f"what was struck was not mended: {type(error).__name__}: {error}")
+    calls = [
+        judge_call(log, each, reference, order.frames)
+        for log, each, reference in zip(conversations.logs, conversations.seen, references, strict=True)
+    ]
+    return Verdict(
+        scenario=scenario,
+        calls=calls,
+        gap_limit_s=gap_limit_s(scenario, order.sessions),
+        strikes=strikes,
+        missed="; ".join(missed),
+        witness_lag_ms=witness_lag_ms(conversations.logs),
+        undisturbed_gap_s=quiet_gap_s,
+        expected_strikes=order.strikes,
+    )
+
+
+class _talking:  # noqa: N801 - used as a function
+    """Callers that have been answered, and who looks at their journals, for a block; at its end they hang up."""
+
+    def __init__(self, system: System, order: Order) -> None:
+        self._admin = AdminClient(system.url)
+        self._callers = [
+            Caller(system.url, call, FIRST_SEED + call, CALLERS[call % len(CALLERS)].speech(), order.frames, ROLE)
+            for call in range(order.sessions)
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> tuple[list[Caller], list[Seen], AdminClient]:
+        for caller in self._callers:
+            self._tasks.append(asyncio.create_task(caller.hold()))
+            await asyncio.sleep(_RAMP_S)
+        for _ in range(int(_READY_S / _RAMP_S)):
+            if all(caller.log.ready_s is not None or caller.over.is_set() for caller in self._callers):
+                break
+            await asyncio.sleep(_RAMP_S)
+        seen = [Seen() for _ in self._callers]
+        sessions = {caller.log.session: each for caller, each in zip(self._callers, seen, strict=True)}
+        self._tasks.append(asyncio.create_task(watch(self._admin, sessions)))
+        return self._callers, seen, self._admin
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._admin.close()
+
+
+async def _to_the_end(
+    callers: Sequence[Caller], seen: Sequence[Seen], admin: AdminClient, order: Order, strikes: Awaitable[None]
+) -> Conversations:
+    """Until every call has been answered in full or has failed, and its journal was seen to the last frame."""
+    striking = asyncio.ensure_future(strikes)
+    try:
+        async with asyncio.timeout(order.seconds + 2 * GRACE_S):
+            await asyncio.gather(*(caller.over.wait() for caller in callers))
+    except TimeoutError:
+        for caller in callers:
+            if not caller.over.is_set():
+                caller.log.failure = f"{len(caller.log.heard)} of {order.frames} frames were answered"
+    striking.cancel()
+    await asyncio.gather(striking, return_exceptions=True)
+    await asyncio.sleep(_EXTRA_S)
+    await asyncio.gather(
+        *(
+            look_until(admin, caller.log.session, each, order.frames, _JOURNAL_S)
+            for caller, each in zip(callers, seen, strict=True)
+            if caller.log.failure is None
+        )
+    )
+    return Conversations([caller.log for caller in callers], seen)
+
+
+async def _until_whole(system: System, left_s: float) -> None:
+    """A reserve of one replica is kept, not of two: the next strike comes when the last one is mended."""
+    if not await system.whole(max(0.0, left_s - 1.0)):
+        raise Missed("what was struck before was not replaced in time; give it more --seconds")
+
+
+async def _nothing() -> None:
+    return
+
+
+def _homes(seen: Sequence[Seen]) -> list[str]:
+    return [each.homes[-1][1] for each in seen if each.homes]
+
+
+def save(path: Path, conversations: Conversations) -> None:
+    """Keeps a reference for later runs of the same seeds, roles and checkpoint."""
+    references = [
+        Reference.of(log, seen).as_json() for log, seen in zip(conversations.logs, conversations.seen, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"gap_s": conversations.longest_gap_s, "calls": references}))
+
+
+def load(path: Path, order: Order) -> tuple[list[Reference], float]:
+    """References that `save` wrote. A longer run of more callers will do: a call depends on nobody else's.
+
+    Raises ValueError if it is too short or holds too few.
+    """
+    kept = json.loads(path.read_text())
+    references = [Reference.from_json(each) for each in kept["calls"]][: order.sessions]
+    if len(references) < order.sessions or any(len(each.tokens) < order.frames for each in references):
+        raise ValueError(f"{path} holds fewer or shorter conversations than are asked for")
+    return references, float(kept["gap_s"])

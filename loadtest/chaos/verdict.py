@@ -1,0 +1,207 @@
+"""What became of the calls: a struck run held against an undisturbed one, frame by frame. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from loadtest.chaos.caller import CallLog
+from loadtest.chaos.journals import Seen
+from loadtest.timings import percentile
+
+Tokens = tuple[int, ...]  # the text token and the agent's eight codes
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A call as it goes when nobody disturbs it: what its journal holds, what is heard, what is written."""
+
+    tokens: Mapping[int, Tokens]
+    digests: Mapping[int, str]
+    text: str
+
+    @staticmethod
+    def of(log: CallLog, seen: Seen) -> Reference:
+        digests = {heard.frame: heard.digest for heard in log.heard if heard.digest is not None}
+        return Reference(dict(seen.tokens), digests, log.text)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"tokens": list(self.tokens.items()), "digests": list(self.digests.items()), "text": self.text}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Reference:
+        tokens = {int(frame): tuple(map(int, row)) for frame, row in value["tokens"]}
+        return Reference(tokens, {int(frame): str(each) for frame, each in value["digests"]}, str(value["text"]))
+
+
+@dataclass(frozen=True)
+class CallVerdict:
+    """One call. Frames are counted by their numbers, in the journal and at the ear, and the worse of both is said.
+
+    lost: frames of the model that the journal never held, or that the caller was never sent.
+    doubled: frames sent twice, sent beyond the last, or written anew in the journal with other tokens.
+    differing: the first frame whose tokens are not those of the undisturbed run; None: all are equal.
+    """
+
+    call: int
+    kept: bool
+    lost: int
+    doubled: int
+    differing: int | None
+    trimmed: int  # frames whose sound was left out to catch up; their tokens and text are there
+    sound_differs: int  # frames that sound otherwise than undisturbed
+    text_equal: bool
+    longest_gap_s: float
+    gap_at_s: float  # when that gap ended, in seconds after the call was ready
+    homes: int  # (epoch, replica) that it had
+    cuts: int  # connections lost
+    why: str  # it was not kept, or its journal could not be read
+
+    @property
+    def tokens_equal(self) -> bool:
+        return self.differing is None
+
+
+def judge_call(log: CallLog, seen: Seen, reference: Reference, frames: int) -> CallVerdict:
+    """`frames`: how many the caller said, and so how many the model has to answer."""
+    numbers = [heard.frame for heard in log.heard]
+    heard = {number for number in numbers if 0 <= number < frames}
+    # The journal begins to be looked at a moment after the call does; what it held before shows in `tokens` as well,
+    # since a look asks from the first frame on.
+    noted = {number for number in seen.tokens if number < frames}
+    shifted = sum(1 for each in log.heard if _is_another(each.frame, each.digest, reference))
+    gaps = log.gaps_s
+    longest = max(range(len(gaps)), key=gaps.__getitem__, default=None)
+    sounded = [each for each in log.heard if each.digest is not None]
+    why = log.failure or ("" if noted else f"its journal was never seen: {seen.trouble or 'no look'}")
+    return CallVerdict(
+        call=log.call,
+        kept=log.failure is None and len(heard) == frames,
+        lost=max(frames - len(heard), frames - len(noted)),
+        doubled=len(numbers) - len(set(numbers)) + sum(number >= frames for number in numbers) + shifted
+        + len(seen.changed),
+        differing=_first_difference(seen.tokens, reference.tokens, frames),
+        trimmed=sum(each.digest is None for each in log.heard),
+        sound_differs=sum(each.digest != reference.digests.get(each.frame) for each in sounded),
+        text_equal=log.text == reference.text,
+        longest_gap_s=0.0 if longest is None else gaps[longest],
+        gap_at_s=0.0 if longest is None else sounded[longest + 1].at_s - (log.ready_s or 0.0),
+        homes=len(seen.homes),
+        cuts=len(log.cuts),
+        why=why,
+    )  # fmt: skip
+
+
+def _is_another(frame: int, digest: str | None, reference: Reference) -> bool:
+    """Whether what was sent as `frame` is, sample by sample, a frame that was due before it."""
+    if digest is None or reference.digests.get(frame) == digest:
+        return False
+    return any(reference.digests.get(frame - back) == digest for back in range(1, 26))
+
+
+def _first_difference(tokens: Mapping[int, Tokens], expected: Mapping[int, Tokens], frames: int) -> int | None:
+    return next((frame for frame in range(frames) if tokens.get(frame) != expected.get(frame, ())), None)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All calls of a run of one scenario."""
+
+    scenario: str
+    calls: Sequence[CallVerdict]
+    gap_limit_s: float
+    strikes: Sequence[str]
+    missed: str = ""  # why not all strikes could be made
+    witness_lag_ms: float = 0.0  # p99 of how late the callers' own clock was
+    undisturbed_gap_s: float = 0.0  # the longest in the run that nobody disturbed
+    expected_strikes: int = 3
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> int:
+        return sum(call.kept for call in self.calls)
+
+    @property
+    def lost(self) -> int:
+        return sum(call.lost for call in self.calls)
+
+    @property
+    def doubled(self) -> int:
+        return sum(call.doubled for call in self.calls)
+
+    @property
+    def tokens_equal(self) -> int:
+        return sum(call.tokens_equal for call in self.calls)
+
+    @property
+    def longest_gap_s(self) -> float:
+        return max((call.longest_gap_s for call in self.calls), default=0.0)
+
+    @property
+    def faults(self) -> list[str]:
+        """What did not hold; empty if all did."""
+        number = len(self.calls)
+        found = [
+            (self.kept < number, f"{number - self.kept} of {number} calls were not kept"),
+            (self.lost > 0, f"{self.lost} model frames were lost"),
+            (self.doubled > 0, f"{self.doubled} model frames were doubled"),
+            (self.tokens_equal < number, f"the tokens of {number - self.tokens_equal} calls differ"),
+            (
+                self.longest_gap_s > self.gap_limit_s,
+                f"a gap of {self.longest_gap_s:.2f} s was heard; {self.gap_limit_s:g} s are allowed",
+            ),
+            (
+                not all(call.text_equal for call in self.calls),
+                f"the text of {sum(not call.text_equal for call in self.calls)} calls differs",
+            ),
+            (bool(self.missed), self.missed),
+            (len(self.strikes) < self.expected_strikes and not self.missed, f"only {len(self.strikes)} strikes"),
+        ]
+        return [what for wrong, what in found if wrong]
+
+    @property
+    def held(self) -> bool:
+        return not self.faults
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "scenario": self.scenario,
+            "held": self.held,
+            "sessions": len(self.calls),
+            "kept": self.kept,
+            "lost": self.lost,
+            "doubled": self.doubled,
+            "tokens_equal": self.tokens_equal,
+            "longest_gap_s": round(self.longest_gap_s, 3),
+            "gap_limit_s": self.gap_limit_s,
+            "undisturbed_gap_s": round(self.undisturbed_gap_s, 3),
+            "trimmed": sum(call.trimmed for call in self.calls),
+            "sound_differs": sum(call.sound_differs for call in self.calls),
+            "witness_lag_ms": round(self.witness_lag_ms, 1),
+            "strikes": list(self.strikes),
+            "faults": self.faults,
+            "calls": [
+                {
+                    "call": call.call,
+                    "kept": call.kept,
+                    "lost": call.lost,
+                    "doubled": call.doubled,
+                    "first_difference": call.differing,
+                    "longest_gap_s": round(call.longest_gap_s, 3),
+                    "gap_at_s": round(call.gap_at_s, 1),
+                    "trimmed": call.trimmed,
+                    "sound_differs": call.sound_differs,
+                    "homes": call.homes,
+                    "cuts": call.cuts,
+                    "why": call.why,
+                }
+                for call in self.calls
+            ],
+        }
+
+
+def witness_lag_ms(logs: Sequence[CallLog]) -> float:
+    """p99 over all callers of how late their own clock was."""
+    lags = [lag for log in logs for lag in log.lags_ms]
+    return percentile(lags, 0.99) if lags else 0.0
