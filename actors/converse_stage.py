@@ -147,6 +147,11 @@ class EngineStage:
         if slot is not None:
             self._engine.close(slot)
 
+    def clear(self) -> None:
+        """Closes whatever is open: its caller has lost the other stages' half of it."""
+        for session, epoch in self._gate.owners():
+            self.close(session, epoch)
+
     def _forget(self, session: str, epoch: int) -> int | None:
         slot = self._gate.close(session, epoch)
         if slot is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 
 from actors.stage_config import StageConfig, StageDescription
-from graphs.stages import StageBatch, StageReply
+from graphs.stages import CodecPast, RebuildReply, StageBatch, StageReply
 
 
 class DecoderShell:
@@ -25,16 +25,24 @@ class DecoderShell:
         return with_memory(self._description)
 
     @ray.method
-    def open(self, session: str, epoch: int, slot: int) -> None:
-        self._stage.open(session, epoch, slot)
+    def open(self, session: str, epoch: int, slot: int, past: CodecPast | None = None) -> bool:
+        return self._stage.open(session, epoch, slot, past)
 
     @ray.method
     def step(self, batch: StageBatch) -> StageReply:
         return self._stage.step(batch)
 
     @ray.method
+    def rebuild(self, budget_s: float) -> RebuildReply:
+        return self._stage.rebuild(budget_s)
+
+    @ray.method
     def close(self, session: str, epoch: int) -> None:
         self._stage.close(session, epoch)
+
+    @ray.method
+    def clear(self) -> None:
+        self._stage.clear()
 
 
 DecoderActor = ray.remote(DecoderShell)

@@ -43,5 +43,9 @@ class EngineShell:
     def close(self, session: str, epoch: int) -> None:
         self._stage.close(session, epoch)
 
+    @ray.method
+    def clear(self) -> None:
+        self._stage.clear()
+
 
 EngineActor = ray.remote(EngineShell)

@@ -75,6 +75,9 @@ class FrameQueue:
     def drop(self, call: Call) -> None:
         self._waiting.pop(call, None)
 
+    def clear(self) -> None:
+        self._waiting.clear()
+
     def ring(self) -> None:
         """Wakes the loop although no frame came."""
         self._bell.set()

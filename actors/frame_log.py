@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,7 @@ class FrameLog:
         return np.frombuffer(self.to_bytes(), dtype="<i2").astype(np.int16).reshape(-1, self.width)
 
     def rows(self, first: int, end: int) -> Iterator[Rows]:
-        """Frames `first` … `end` - 1, [width] int16 each, which must be here: near the newest this costs no copy of all."""
+        """Frames `first` … `end` - 1, [width] int16 each, which must be here; near the newest no copy of all."""
         if not self.start <= first <= end <= self.next:
             raise JournalError(f"frames {first} … {end} are not all within {self.start} … {self.next}")
         for frame in range(first, end):

@@ -134,6 +134,10 @@ class FrameGate:
         session = self._holders.get(slot)
         return None if session is None else (session, self._entries[session].epoch)
 
+    def owners(self) -> tuple[tuple[str, int], ...]:
+        """(session, epoch) of all that is open."""
+        return tuple((session, entry.epoch) for session, entry in self._entries.items())
+
     def is_ready(self, session: str, epoch: int) -> bool:
         known = self._entries.get(session)
         return known is not None and known.epoch == epoch and known.ready and known.broken is None

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from actors.journal import RECEPTIVE_S
-from graphs.stages import ConverseReply, Past, PromptInfo, SessionSpec, StageBatch, StageReply
+from graphs.stages import (
+    CodecPast,
+    ConverseReply,
+    Past,
+    PromptInfo,
+    RebuildReply,
+    SessionSpec,
+    StageBatch,
+    StageReply,
+)
 
 T = TypeVar("T")
 
@@ -37,9 +46,11 @@ class CodecHandle(Protocol):
     """A graphs.stages.CodecStage somewhere else: the same calls, answered later. An exception that is no
     ServingError means that the stage, with the state of all its conversations, is gone."""
 
-    def open(self, session: str, epoch: int, slot: int) -> Awaitable[None]: ...
+    def open(self, session: str, epoch: int, slot: int, past: CodecPast | None = None) -> Awaitable[bool]: ...
 
     def step(self, batch: StageBatch) -> Awaitable[StageReply]: ...
+
+    def rebuild(self, budget_s: float) -> Awaitable[RebuildReply]: ...
 
     def close(self, session: str, epoch: int) -> Awaitable[None]: ...
 
@@ -98,3 +109,8 @@ class ReplicaSettings:
     frames_in_flight: int = 25  # and afterwards: 2 s, as much as the gates can replay
     stage_timeout_s: float = 20.0  # a call that takes longer is a death; a first step may still warm up a GPU
     receptive_s: float = RECEPTIVE_S  # of PCM and codes kept in each journal
+    # What a codec may work on a rebuild at a time, out of the 80 ms of the frames that wait behind it ...
+    rebuild_live_s: float = 0.015
+    rebuild_idle_s: float = 0.25  # ... and where no frames can wait
+    resume_grace_s: float = 30.0  # how long a slot without a trunk waits for its client's resume token
+    move_every_s: float = 1.0  # how often an ingress is asked again to take a conversation elsewhere

@@ -29,13 +29,15 @@ import numpy.typing as npt
 from actors.errors import JournalError
 from actors.frame_log import FrameLog
 from actors.messages import FrameOut
-from graphs.stages import Codes, Past, Pcm, Sampling, SessionSpec
+from graphs.stages import CodecPast, Codes, Past, Pcm, Sampling, SessionSpec
 
 Rows = npt.NDArray[np.int16]
 
 FRAMES_PER_S = 12.5
 PCM_WIDTH, CODES_WIDTH, ROW_WIDTH = 1920, 8, 17
 RECEPTIVE_S = 80.0  # layers × context of the published Mimi: 8 × 250 positions at 25 a second
+# Audio is kept so much longer: what is under way has been heard, and a rebuild counts from what was answered.
+PCM_AHEAD = 32
 MAX_ROWS = 1 << 20  # 23 hours without an anchor
 MAX_CONTROLS = 100_000
 MAX_SEED = 2**63 - 1
@@ -77,10 +79,11 @@ class Journal:
         self.prompt_frames = 0
         self.numerics_id = ""  # of the replica that computed it; only an equal one continues bit for bit
         self.anchor_frame = 0  # the frame before which the engine last re-prefilled; 0: never
+        self.is_excerpt = False  # only to be looked at: what a rebuild needs was left out
         self.rows = FrameLog(ROW_WIDTH)
         self.pending: Rows = np.zeros((0, ROW_WIDTH), dtype=np.int16)
         self.controls: list[Control] = []
-        self.pcm = FrameLog(PCM_WIDTH, keep)
+        self.pcm = FrameLog(PCM_WIDTH, keep + PCM_AHEAD)
         self.user_codes = FrameLog(CODES_WIDTH, keep)
         self.agent_codes = FrameLog(CODES_WIDTH, keep)
 
@@ -130,11 +133,38 @@ class Journal:
         return True
 
     def past(self) -> Past:
-        """What an engine needs to go on with `next_frame`."""
+        """What an engine needs to go on with `next_frame`. Raises JournalError for an excerpt."""
+        self._refuse_excerpt()
         if self.pending.shape[0] > 0:
             return Past(self.rows.array(), self.first_row, self.pending[0])
         codes = self.user_codes.array()
         return Past(self.rows.array(), self.first_row, None, codes[-1] if len(codes) else None)
+
+    def codec_pasts(self) -> tuple[CodecPast, CodecPast]:
+        """What an encoder and a decoder need to go on with `next_frame`. Raises JournalError for an excerpt."""
+        self._refuse_excerpt()
+        n = self.next_frame
+        heard = self.pcm.array()[: n - self.pcm.start]  # what comes after is still to be answered
+        return CodecPast(heard, n), CodecPast(self.agent_codes.array(), n)
+
+    def excerpt(self, first_row: int) -> Journal:
+        """A copy without audio and what lies before `first_row`: small enough to be asked for often."""
+        part = Journal(self.session, self.spec)
+        part.is_excerpt = True
+        part.begin(self.prompt_hash, self.prompt_frames, self.numerics_id)
+        part.anchor_frame, part.pending, part.controls = self.anchor_frame, self.pending.copy(), list(self.controls)
+        part.pcm.fill(self.heard_frames, np.zeros((0, PCM_WIDTH), dtype=np.int16))
+        for log, mine in (
+            (part.rows, self.rows),
+            (part.user_codes, self.user_codes),
+            (part.agent_codes, self.agent_codes),
+        ):
+            log.fill(min(max(first_row, mine.start), mine.next), mine.since(first_row))
+        return part
+
+    def _refuse_excerpt(self) -> None:
+        if self.is_excerpt:
+            raise JournalError("An excerpt of a journal is not enough to continue a conversation from.")
 
     def control(self, frame: int, kind: str, values: Sequence[float]) -> None:
         """Notes a change in force from `frame` on; frames come in order."""
@@ -172,6 +202,7 @@ class Journal:
                 "prompt_frames": self.prompt_frames,
                 "numerics_id": self.numerics_id,
                 "anchor_frame": self.anchor_frame,
+                "excerpt": self.is_excerpt,
                 "first_row": self.first_row,
                 "rows": self.rows.to_bytes(),
                 "pending": self.pending.astype("<i2", copy=False).tobytes(),
@@ -203,6 +234,7 @@ class Journal:
         journal.user_codes.fill(first_codes, fields.blob("user_codes", CODES_WIDTH, MAX_RECEPTIVE_FRAMES))
         journal.agent_codes.fill(first_codes, fields.blob("agent_codes", CODES_WIDTH, MAX_RECEPTIVE_FRAMES))
         journal.anchor_frame = fields.number("anchor_frame")
+        journal.is_excerpt = fields.flag("excerpt")
         for frame, kind, values in fields.controls():
             journal.control(frame, kind, values)
         journal._check()
@@ -215,6 +247,10 @@ class Journal:
             raise JournalError(f"a journal of {n} steps came with codes up to frame {self.user_codes.next}")
         if self.heard_frames < n:
             raise JournalError(f"a journal of {n} steps came with only {self.heard_frames} frames of the user")
+        if self.is_excerpt:
+            return
+        if self.pcm.start > n:
+            raise JournalError(f"a journal of {n} steps came with the user's frames from {self.pcm.start} on")
         if self.anchor_frame and not self.first_row <= self.anchor_frame <= n:
             raise JournalError(f"an anchor at frame {self.anchor_frame} lies outside rows {self.first_row} … {n}")
         if self.first_row and not self.anchor_frame:
@@ -265,6 +301,13 @@ class _Fields:
     def text(self, name: str) -> str:
         text: str = self._get(name, str)
         return text
+
+    def flag(self, name: str) -> bool:
+        """False where it is missing: builds before it had none."""
+        value = self._fields.get(name, False)
+        if not isinstance(value, bool):
+            raise JournalError(f"this journal's field '{name}' is of the wrong kind")
+        return value
 
     def number(self, name: str, most: int = MAX_FRAME) -> int:
         number: int = self._get(name, int)

@@ -2,18 +2,22 @@
 
 A frame's way: `offer` → encoder → engine → decoder → the conversation's sink.
 
+A conversation begins here with a prompt, or goes on from the journal of a replica that died or is being emptied; its
+slot changes hands when its client resumes it; and it leaves when its ingress closes it, having moved it elsewhere.
+
 Plain asyncio, no Ray: a stage is anything with awaitable open, step and close. When one of them fails, the state of
-every conversation is gone: each gets Failed("engine_lost") and the replica is unhealthy for good.
+every conversation is gone: each gets Failed("engine_lost"), and the replica takes none until `revive`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable
 
-from actors.call import Call
-from actors.errors import BadRequest, Draining, EngineLost, ServingError, StaleEpoch, UnknownSession
+from actors.calls import Calls
+from actors.continuation import continues
+from actors.errors import Draining, EngineLost, StaleEpoch, UnknownSession
 from actors.interfaces import (
     Clock,
     CodecHandle,
@@ -25,10 +29,10 @@ from actors.interfaces import (
     ReplicaSettings,
 )
 from actors.journal import Journal
-from actors.messages import Down, DownSink, Failed, FrameIn, OpenRequest, Ready, SlotReport
-from actors.slots import SlotTable
+from actors.messages import DownSink, FrameIn, OpenRequest, SlotReport
 from actors.stage_loop import StageLoops
 from actors.stage_set import StageSet
+from actors.tenure import Tenure
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +56,24 @@ class Replica:
         self.numerics_id = numerics_id
         self._settings = settings or ReplicaSettings()
         self._clock: Clock = clock or MonotonicClock()
-        self._slots = SlotTable(slots)
-        self._calls: dict[str, Call] = {}
-        self._endings: dict[str, asyncio.Task[None]] = {}  # session → its slot being freed
-        self._draining = False
         self._halt = asyncio.Event()
         self._loops_gone = asyncio.Event()
         self._loops_gone.set()
         self._stages = StageSet(
             encoder, converse, decoder, self._clock, self._settings.stage_timeout_s, on_fault=self._lose_all
         )
-        self._loops = StageLoops(self._stages, self, tokenizer, self._settings, self._clock, metrics or NoMetrics())
+        self._calls = Calls(slots, self._stages, self._clock, numerics_id)
+        self._loops = StageLoops(
+            self._stages, self._calls, tokenizer, self._settings, self._clock, metrics or NoMetrics()
+        )
+        self._calls.loops = self._loops
+        self._tenure = Tenure(self._calls, self._settings, self._clock)
 
     async def run(self) -> None:
         """Runs the frame loop until `stop`, or until a stage dies: then `fault` says which, nothing is raised."""
         self._loops_gone.clear()
-        loops = [asyncio.create_task(loop()) for loop in (self._loops.encode, self._loops.converse, self._loops.decode)]
+        work = (self._loops.encode, self._loops.converse, self._loops.decode, self._tenure.watch)
+        loops = [asyncio.create_task(loop()) for loop in work]
         halt = asyncio.create_task(self._halt.wait())
         try:
             done, _ = await asyncio.wait([*loops, halt], return_when=asyncio.FIRST_COMPLETED)
@@ -82,55 +88,74 @@ class Replica:
 
     async def stop(self, reason: str = "The replica is shutting down.") -> None:
         """Ends every call, frees every slot, ends the loop."""
-        self.drain()
-        for call in list(self._calls.values()):
-            self.end(call, Draining(reason))
-        while self._endings:
-            await asyncio.wait(self._endings.values())
+        self._tenure.draining = True
+        for call in list(self._calls):
+            self._calls.end(call, Draining(reason))
+        await self._calls.all_ended()
         self._halt.set()
         await self._loops_gone.wait()
 
     def drain(self) -> None:
-        """Takes no new conversations from now on; those that are here go on."""
-        self._draining = True
+        """Takes no new conversations from now on, and asks that those that are here be taken elsewhere, again and
+        again; they go on until they are. Twice is no more than once."""
+        if not self._tenure.draining:
+            self._tenure.drain()
+            self._calls.on_change()
 
     async def probe(self) -> None:
         """Asks all three stages for nothing at all, so that one that died while nobody talked is noticed: `fault`."""
         await self._stages.close("", 0)  # of no conversation; a stage that cannot answer even that has failed
 
+    def revive(self, encoder: CodecHandle, converse: ConverseHandle, decoder: CodecHandle) -> None:
+        """Begins anew with stages that hold nothing, after a fault and when `run` has returned; then run it again."""
+        if self.fault is None or not self._loops_gone.is_set():
+            raise RuntimeError("a replica is revived after its fault, when its loops have ended")
+        self._loops.clear()
+        self._stages.replace(encoder, converse, decoder)
+        self._halt.clear()
+        self._calls.on_change()
+
+    def renewed(self, at_s: float, lease_s: float) -> None:
+        """The router has answered the report that was sent at `at_s`: see actors.tenure."""
+        self._tenure.renewed(at_s, lease_s)
+
     # ---- what the ingress asks for --------------------------------------------------------------------------
 
-    async def open(self, request: OpenRequest, sink: DownSink) -> None:
-        """Takes a slot and opens the three stages; Ready, or Failed, comes through `sink` once the prompt is in.
+    async def open(self, request: OpenRequest, sink: DownSink, journal: Journal | None = None) -> None:
+        """Takes a slot and opens the three stages; Ready, or Failed, comes through `sink` once the prompt is in, and
+        with a `journal` once all three stand where it ends: it is then this call's journal, going on.
 
         Asked again with the same epoch it changes nothing but the sink, and Ready is told again. A higher epoch
-        takes over: the former call ends with Failed("stale_epoch"). Raises ServingError: NoCapacity, Draining,
-        StaleEpoch, EngineLost, or what the stages say about the request. Cancelled, it leaves nothing behind.
+        takes over: the former call ends with Failed("stale_epoch"), or, where the request says `adopt`, it goes on for
+        its new owner, who is sent its journal before Ready. Raises ServingError: NoCapacity, Draining, StaleEpoch,
+        UnknownSession (nothing to adopt), JournalError, EngineLost, or what the stages say about the request.
+        Cancelled, it leaves nothing behind.
         """
-        while (known := self._calls.get(request.session)) or request.session in self._endings:
+        while (known := self._calls.get(request.session)) or self._calls.ending(request.session):
             if known is None:
-                await asyncio.shield(self._endings[request.session])
+                await self._calls.ended(request.session)
             elif request.epoch < known.epoch:
                 raise StaleEpoch(f"The conversation is at epoch {known.epoch}, not {request.epoch}.")
-            elif request.epoch > known.epoch:
-                self.end(known, StaleEpoch(f"The conversation was taken over at epoch {request.epoch}."))
+            elif request.epoch == known.epoch or request.adopt:
+                self._calls.hand_over(known, request, sink)
+                return await self._calls.opened(known)
             else:
-                known.sink = sink
-                if known.ready is not None:
-                    self.tell(known, known.ready)
-                return await self._opened(known)
+                self._calls.end(known, StaleEpoch(f"The conversation was taken over at epoch {request.epoch}."))
         if self.fault is not None:
             raise self.fault
-        if self._draining:
+        if request.adopt:
+            raise UnknownSession(f"Conversation {request.session} is not held here any more.")
+        if self._tenure.draining:
             raise Draining("This replica takes no new conversations.")
-        lease = self._slots.acquire(request.session, request.epoch, request.tenant)
-        journal = Journal(request.session, request.spec, self._settings.receptive_s)
-        call = self._calls[request.session] = Call(request, sink, lease, journal, self._clock.now())
-        call.opening = asyncio.create_task(self._open_stages(call))
+        exact = journal is None or continues(journal, request, self.numerics_id)
+        if journal is None:
+            journal = Journal(request.session, request.spec, self._settings.receptive_s)
+        call = self._calls.enter(request, sink, journal, exact=exact)
         try:
-            await self._opened(call)
+            await self._calls.opened(call)
         except asyncio.CancelledError:
-            self.end(call, None)  # whoever asked is gone
+            if call.sink == sink:  # else somebody else has it by now, or it waits for somebody
+                self._calls.end(call, None)  # whoever asked is gone
             raise
 
     def offer(self, frame: FrameIn) -> None:
@@ -146,116 +171,52 @@ class Replica:
             raise StaleEpoch(f"The conversation is at epoch {call.epoch}, not {frame.key.epoch}.")
         early = call.ready is None
         bound = self._settings.early_frames if early else self._settings.frames_in_flight
-        flight = call.accept(frame, bound, self._clock.now(), lambda message: self.tell(call, message))
+        flight = call.accept(frame, bound, self._clock.now(), lambda message: self._calls.tell(call, message))
         if flight is not None and early:
             call.early.append(flight)
         elif flight is not None:
             self._loops.hear(flight)
 
-    async def close(self, session: str, epoch: int, reason: str) -> None:
+    async def close(self, session: str, epoch: int, reason: str, sink: DownSink | None = None) -> None:
         """Ends a call at once, frames in flight included, and returns when its slot is free. Closing what is not
-        there, or an epoch that is over, does nothing."""
+        there, an epoch that is over, or what belongs to another sink than the one given, does nothing."""
+        call = self._calls.get(session)
+        if call is not None and call.epoch <= epoch and (sink is None or sink == call.sink):
+            log.info("session %s epoch %d closed: %s", session, call.epoch, reason)
+            self._calls.end(call, None)
+        await self._calls.ended(session)
+
+    def leave(self, session: str, epoch: int, sink: DownSink) -> None:
+        """The trunk behind `sink` is lost. A conversation that its client can resume waits for that; any other ends.
+        One that belongs to another sink by now is left alone."""
+        call = self._calls.get(session)
+        if call is None or call.epoch != epoch or call.sink != sink:
+            return
+        if call.request.resumable:
+            log.info("session %s epoch %d lost its ingress and waits to be resumed", session, epoch)
+            call.orphaned(self._clock.now())
+            self._calls.on_change()
+        else:
+            log.info("session %s epoch %d closed: its ingress is lost", session, epoch)
+            self._calls.end(call, None)
+
+    def revoke(self, session: str, epoch: int, reason: str) -> None:
+        """Ends a call that is not its owner's any more, if it is still at this epoch or an earlier one."""
         call = self._calls.get(session)
         if call is not None and call.epoch <= epoch:
-            log.info("session %s epoch %d closed: %s", session, call.epoch, reason)
-            self.end(call, None)
-        if (ending := self._endings.get(session)) is not None:
-            await asyncio.shield(ending)
-
-    # ---- a call's stations ----------------------------------------------------------------------------------
-
-    async def _open_stages(self, call: Call) -> None:
-        """Opens the stages and ends the call if one refuses; `_opened` tells the opener."""
-        try:
-            asked = call.request
-            prompt = await self._stages.open(call.session, call.epoch, call.lease.slot, asked.spec, asked.tenant)
-        except ServingError as refusal:
-            self.end(call, refusal)
-        else:
-            call.prompt = prompt
-            self._become_ready(call)
-            self._loops.prompt_waits()
-
-    async def _opened(self, call: Call) -> None:
-        """Returns when the call is open; raises why it is not, once its slot is free again."""
-        assert call.opening is not None
-        await asyncio.shield(call.opening)
-        if call.ending is not None:
-            await asyncio.shield(call.ending)
-            raise call.failure or UnknownSession("The conversation was closed before it was open.")
-
-    def prompts(self, ready: Iterable[tuple[str, int]], failed: Iterable[tuple[str, int, str]]) -> None:
-        """What an engine step said about prompts; known news and news of calls that have ended change nothing."""
-        for session, epoch in ready:
-            if (call := self._call(session, epoch)) is not None:
-                call.primed = True
-                self._become_ready(call)
-        for session, epoch, reason in failed:
-            if (call := self._call(session, epoch)) is not None:
-                self.end(call, BadRequest(reason))
-
-    def _become_ready(self, call: Call) -> None:
-        """Tells Ready once the stages are open and the prompt is in, whichever is known last."""
-        if call.closed or call.ready is not None or call.prompt is None or not call.primed:
-            return
-        now = self._clock.now()
-        call.ready = Ready(
-            session=call.session,
-            epoch=call.epoch,
-            slot=call.lease.slot,
-            prompt_frames=call.prompt.frames,
-            prompt_hash=call.prompt.digest,
-            ready_ms=(now - call.asked_s) * 1000.0,
-            numerics_id=self.numerics_id,
-        )
-        call.journal.begin(call.prompt.digest, call.prompt.frames, self.numerics_id)
-        self.tell(call, call.ready)
-        while call.early:
-            flight = call.early.popleft()
-            flight.arrived_s = now  # the deadline of a frame that had to wait for the prompt counts from here
-            self._loops.hear(flight)
-
-    def end(self, call: Call, failure: ServingError | None) -> None:
-        """Takes a call out at once; its slot follows when all three stages have let go of it.
-
-        `failure` is told to the sink, or, as long as the call is not open, raised to the opener.
-        """
-        if call.closed:
-            return
-        call.closed, call.failure = True, failure
-        del self._calls[call.session]
-        call.early.clear()
-        self._loops.drop(call)
-        call.ending = self._endings[call.session] = asyncio.create_task(self._let_go(call))
-        if failure is not None and call.prompt is not None:
-            self.tell(call, Failed(call.session, call.epoch, failure.code, failure.message))
-
-    async def _let_go(self, call: Call) -> None:
-        """Closes the stages, then frees the slot: its next owner opens only after the last of this one's writes."""
-        if call.opening is not None:
-            await asyncio.wait({call.opening})
-        await self._stages.close(call.session, call.epoch)
-        self._slots.release(call.lease)
-        del self._endings[call.session]
-
-    def tell(self, call: Call, message: Down) -> None:
-        """Hands a message to the ingress's sink. A sink that raises loses its own conversation, nobody else's."""
-        try:
-            call.sink(message)
-        except Exception:
-            log.exception("the sink of session %s failed", call.session)
-            self.end(call, None)
+            self._calls.end(call, StaleEpoch(reason))
 
     def _lose_all(self, fault: EngineLost) -> None:
-        for call in list(self._calls.values()):
-            self.end(call, fault)
+        for call in list(self._calls):
+            self._calls.end(call, fault)
         self._halt.set()
-
-    def _call(self, session: str, epoch: int) -> Call | None:
-        call = self._calls.get(session)
-        return call if call is not None and call.epoch == epoch else None
+        self._calls.on_change()
 
     # ---- what is known of it --------------------------------------------------------------------------------
+
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """`tell` is called whenever somebody comes, goes, becomes ready or changes hands, and when a stage dies."""
+        self._calls.on_change = tell
 
     @property
     def fault(self) -> EngineLost | None:
@@ -263,36 +224,40 @@ class Replica:
         return self._stages.fault
 
     @property
+    def failed_stage(self) -> str | None:
+        """'encoder', 'engine' or 'decoder', where it is known which one began it."""
+        return self._stages.failed
+
+    @property
     def healthy(self) -> bool:
         return self.fault is None
 
     @property
     def admitting(self) -> bool:
-        return self.healthy and not self._draining
+        return self.healthy and not self._tenure.draining
+
+    @property
+    def drained(self) -> bool:
+        """Whether it was to be emptied, and is empty."""
+        return self._tenure.draining and self.busy == 0
 
     @property
     def slots(self) -> int:
-        return self._slots.slots
+        return self._calls.slots.slots
 
     @property
     def busy(self) -> int:
         """Slots that are held, those being freed included."""
-        return self._slots.busy
-
-    def calls(self) -> Iterable[Call]:
-        return self._calls.values()
+        return self._calls.slots.busy
 
     def report(self) -> list[SlotReport]:
         """The conversations held, by slot."""
-        return [call.report() for call in sorted(self._calls.values(), key=lambda call: call.lease.slot)]
+        return self._calls.report()
 
     def deadline_misses(self) -> dict[int, int]:
         """Slot → frames that took longer than 80 ms, of the conversation that holds it now."""
-        return {call.lease.slot: call.misses for call in self._calls.values()}
+        return {call.lease.slot: call.misses for call in self._calls}
 
     def journal(self, session: str, epoch: int) -> Journal:
         """The replica's copy of a conversation's journal. Raises UnknownSession."""
-        call = self._call(session, epoch)
-        if call is None:
-            raise UnknownSession(f"Conversation {session} is not held here at epoch {epoch}.")
-        return call.journal
+        return self._calls.held(session, epoch).journal

@@ -39,7 +39,8 @@ def build_encoder(config: StageConfig) -> tuple[EncoderStage, StageDescription]:
     for slot in range(config.slots):
         lane.reset(slot)
     codec = _codec_id(checkpoint, config, lane.group)
-    return EncoderStage(lane, config.slots), _describe("encoder", checkpoint, config, codec, started)
+    stage = EncoderStage(lane, config.slots, receptive=checkpoint.mimi_config.receptive_frames)
+    return stage, _describe("encoder", checkpoint, config, codec, started)
 
 
 def build_decoder(config: StageConfig) -> tuple[DecoderStage, StageDescription]:
@@ -51,9 +52,10 @@ def build_decoder(config: StageConfig) -> tuple[DecoderStage, StageDescription]:
         lane.run(range(config.slots), np.zeros((config.slots, CODEBOOKS), dtype=np.int16))
     for slot in range(config.slots):
         lane.reset(slot)
-    card = checkpoint.mimi_config.quantizer.bins
     codec = _codec_id(checkpoint, config, lane.group)
-    return DecoderStage(lane, config.slots, card), _describe("decoder", checkpoint, config, codec, started)
+    card, receptive = checkpoint.mimi_config.quantizer.bins, checkpoint.mimi_config.receptive_frames
+    stage = DecoderStage(lane, config.slots, card, receptive=receptive)
+    return stage, _describe("decoder", checkpoint, config, codec, started)
 
 
 def build_engine(config: StageConfig) -> tuple[EngineStage, StageDescription]:
@@ -123,6 +125,7 @@ def _describe(
         slots=config.slots,
         device=config.device,
         numerics_id=numerics_id,
+        receptive_frames=checkpoint.mimi_config.receptive_frames,
         load_s=time.monotonic() - started,
         memory_bytes=_memory_bytes(torch.device(config.device)),
     )

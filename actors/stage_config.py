@@ -28,6 +28,7 @@ class StageDescription:
     slots: int
     device: str
     numerics_id: str  # stages of equal id compute equal bits
+    receptive_frames: int  # of the checkpoint's codec: what a journal keeps of audio and codes
     load_s: float  # from the start of loading to warmed up
     memory_bytes: int  # on a GPU what torch has reserved there, on a CPU the process's resident set
 
@@ -35,3 +36,9 @@ class StageDescription:
 def combined_numerics_id(stages: list[StageDescription]) -> str:
     """The id of a replica: its stages' ids, each said once."""
     return "+".join(dict.fromkeys(stage.numerics_id for stage in stages))
+
+
+def checkpoints_of(numerics_id: str) -> frozenset[str]:
+    """The weights that a replica's id names: each stage's id begins with their hash, the codec's after its own name."""
+    stages = [stage.removeprefix("mimi-") for stage in numerics_id.split("+")]
+    return frozenset(weights for stage in stages if (weights := stage.partition("-")[0]))

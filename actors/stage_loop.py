@@ -12,7 +12,7 @@ from typing import Protocol
 from actors.call import Call
 from actors.errors import ConversationBroken, ServingError, StaleEpoch
 from actors.flight import Flight, FrameQueue, Rows, batch_of
-from actors.interfaces import Clock, FrameMetrics, Pieces, ReplicaSettings
+from actors.interfaces import Clock, CodecHandle, FrameMetrics, Pieces, ReplicaSettings
 from actors.messages import Down, FrameOut
 from actors.stage_set import StageSet
 from graphs.stages import StageReply, Verdict
@@ -23,9 +23,11 @@ FRAME_S = 0.08
 class CallBook(Protocol):
     """What the loop needs of the replica: who is here, and what to do with what it finds."""
 
-    def calls(self) -> Iterable[Call]: ...
+    def __iter__(self) -> Iterator[Call]: ...
 
     def prompts(self, ready: Iterable[tuple[str, int]], failed: Iterable[tuple[str, int, str]]) -> None: ...
+
+    def rebuilt(self, stage: str, ready: Iterable[tuple[str, int]]) -> None: ...
 
     def tell(self, call: Call, message: Down) -> None: ...
 
@@ -51,11 +53,12 @@ class StageLoops:
     async def encode(self) -> None:
         while True:
             await self._company()
-            flights = self._heard.take()
-            reply = await self._stages.call("encoder", self._stages.encoder.step, batch_of(flights, 1920))
-            for flight, codes in self._answers("encoder", flights, reply):
-                flight.row = flight.user_codes = codes
-                self._encoded.put(flight)
+            if flights := self._heard.take():  # none while only rebuilds wait
+                reply = await self._stages.call("encoder", self._stages.encoder.step, batch_of(flights, 1920))
+                for flight, codes in self._answers("encoder", flights, reply):
+                    flight.row = flight.user_codes = codes
+                    self._encoded.put(flight)
+            await self._rebuild("encoder", self._stages.encoder)
 
     async def converse(self) -> None:
         while True:
@@ -73,11 +76,22 @@ class StageLoops:
 
     async def decode(self) -> None:
         while True:
-            await self._spoken.wait()
-            flights = self._spoken.take()
-            reply = await self._stages.call("decoder", self._stages.decoder.step, batch_of(flights, 8))
-            for flight, pcm in self._answers("decoder", flights, reply):
-                self._emit(flight, pcm)
+            await self._spoken.wait(or_when=lambda: self._rebuilding("decoder"))
+            if flights := self._spoken.take():
+                reply = await self._stages.call("decoder", self._stages.decoder.step, batch_of(flights, 8))
+                for flight, pcm in self._answers("decoder", flights, reply):
+                    self._emit(flight, pcm)
+            await self._rebuild("decoder", self._stages.decoder)
+
+    async def _rebuild(self, stage: str, codec: CodecHandle) -> None:
+        """A piece of what calls with a past wait for. After every batch, so that there is progress; and no longer than
+        the frames that come meanwhile can wait."""
+        if not self._rebuilding(stage):
+            return
+        live = any(call.ready is not None for call in self._book)
+        budget_s = self._settings.rebuild_live_s if live else self._settings.rebuild_idle_s
+        reply = await self._stages.call(stage, codec.rebuild, budget_s)
+        self._book.rebuilt(stage, reply.ready)
 
     def _emit(self, flight: Flight, pcm: Rows) -> None:
         """The frame's last step: counted against its deadline, noted, and handed to the ingress."""
@@ -87,7 +101,7 @@ class StageLoops:
             call.misses += 1
             self._metrics.deadline_miss(call.lease.slot)
         out = FrameOut(
-            key=flight.key,
+            key=call.key(flight.key.frame),
             pcm=pcm,
             text_token=flight.text_token,
             text=self._tokenizer.piece(flight.text_token),
@@ -111,9 +125,15 @@ class StageLoops:
         """A frame of the user, to be answered."""
         self._heard.put(flight)
 
-    def prompt_waits(self) -> None:
-        """Wakes the engine's loop: it has a prompt to work on."""
-        self._encoded.ring()
+    def work_waits(self) -> None:
+        """Wakes the loops: a call has opened, with a prompt to read and perhaps a past to rebuild."""
+        for queue in (self._heard, self._encoded, self._spoken):
+            queue.ring()
+
+    def clear(self) -> None:
+        """Forgets all frames; for a replica whose stages have been replaced."""
+        for queue in (self._heard, self._encoded, self._spoken):
+            queue.clear()
 
     def drop(self, call: Call) -> None:
         """Forgets a call's waiting frames. What a stage is at right now is dropped when it comes back."""
@@ -125,15 +145,21 @@ class StageLoops:
         return len(self._heard) + len(self._encoded) + len(self._spoken)
 
     def _prefilling(self) -> bool:
-        return any(call.prefilling for call in self._book.calls())
+        return any(call.prefilling for call in self._book)
+
+    def _rebuilding(self, stage: str) -> bool:
+        return any(call.rebuilds_in(stage) for call in self._book)
 
     async def _company(self) -> None:
-        """Waits for a frame, then for those of the others that are due within the window."""
+        """Waits for a frame, then for those of the others that are due within the window. Returns without one when
+        there is a rebuild to work on."""
         window_s = self._settings.window_s
         while True:
-            await self._heard.wait()
+            await self._heard.wait(or_when=lambda: self._rebuilding("encoder"))
+            if not len(self._heard):
+                return
             until = self._clock.now() + window_s
-            while (now := self._clock.now()) < until and any(self._due(call, now) for call in self._book.calls()):
+            while (now := self._clock.now()) < until and any(self._due(call, now) for call in self._book):
                 try:
                     await self._clock.wait_for(self._heard.rung(), until - now)
                 except TimeoutError:

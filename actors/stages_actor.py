@@ -9,19 +9,29 @@ from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle, ActorProxy
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.decoder_actor import DecoderActor, DecoderShell
 from actors.encoder_actor import EncoderActor, EncoderShell
 from actors.engine_actor import EngineActor, EngineShell
 from actors.errors import ServingError
 from actors.stage_config import StageConfig, StageDescription, combined_numerics_id
-from graphs.stages import ConverseReply, Past, PromptInfo, SessionSpec, StageBatch, StageReply
+from graphs.stages import (
+    CodecPast,
+    ConverseReply,
+    Past,
+    PromptInfo,
+    RebuildReply,
+    SessionSpec,
+    StageBatch,
+    StageReply,
+)
 
 T = TypeVar("T")
 
 # A restarted actor would answer with the state of no conversation; a retried step, with one frame too many.
 NO_SECOND_LIFE = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1}
+ANSWERS_WITHIN_S = 2.0  # a stage that takes longer to let go of everything is not worth keeping
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +60,21 @@ class CodecRemote:
     def __init__(self, actor: ActorProxy[EncoderShell] | ActorProxy[DecoderShell]) -> None:
         self.actor = actor
 
-    async def open(self, session: str, epoch: int, slot: int) -> None:
-        await answer(self.actor.open.remote(session, epoch, slot))
+    async def open(self, session: str, epoch: int, slot: int, past: CodecPast | None = None) -> bool:
+        # Ray's types know a method's parameters up to the first that has a default.
+        return await answer(self.actor.open.remote(session, epoch, slot, past))  # type: ignore[call-arg]
 
     async def step(self, batch: StageBatch) -> StageReply:
         return await answer(self.actor.step.remote(batch))
 
+    async def rebuild(self, budget_s: float) -> RebuildReply:
+        return await answer(self.actor.rebuild.remote(budget_s))
+
     async def close(self, session: str, epoch: int) -> None:
         await answer(self.actor.close.remote(session, epoch))
+
+    async def clear(self) -> None:
+        await answer(self.actor.clear.remote())
 
     async def describe(self) -> StageDescription:
         return await answer(self.actor.describe.remote())
@@ -87,6 +104,9 @@ class ConverseRemote:
     async def close(self, session: str, epoch: int) -> None:
         await answer(self.actor.close.remote(session, epoch))
 
+    async def clear(self) -> None:
+        await answer(self.actor.clear.remote())
+
     async def describe(self) -> StageDescription:
         return await answer(self.actor.describe.remote())
 
@@ -95,8 +115,9 @@ class StageActors:
     """Made by `start`. Whoever made it kills it: the actors live no longer than the process that started them, but
     may well outlive its use of them."""
 
-    def __init__(self, encoder: CodecRemote, converse: ConverseRemote, decoder: CodecRemote):
-        self.encoder, self.converse, self.decoder = encoder, converse, decoder
+    def __init__(self, codec: StageConfig, engine: StageConfig, options: ActorOptions) -> None:
+        self._codec, self._engine, self._options = codec, engine, options
+        self.encoder, self.converse, self.decoder = self._new_encoder(), self._new_engine(), self._new_decoder()
         self.descriptions: list[StageDescription] = []  # encoder, engine, decoder
 
     @staticmethod
@@ -108,23 +129,32 @@ class StageActors:
         `timeout_s` bounds waiting for their resources and loading 17 GB together. Raises TimeoutError, or Ray's
         error that holds the actor's own (a CheckpointError, for one).
         """
-        chosen = options or ActorOptions()
-        stages = StageActors(
-            CodecRemote(EncoderActor.options(**{**chosen.encoder, **NO_SECOND_LIFE}).remote(codec)),
-            ConverseRemote(EngineActor.options(**{**chosen.engine, **NO_SECOND_LIFE}).remote(engine)),
-            CodecRemote(DecoderActor.options(**{**chosen.decoder, **NO_SECOND_LIFE}).remote(codec)),
-        )
-        up = [asyncio.create_task(stage.describe()) for stage in (stages.encoder, stages.converse, stages.decoder)]
-        try:
-            async with asyncio.timeout(timeout_s):
-                stages.descriptions = list(await asyncio.gather(*up))
-        except BaseException:
-            stages.kill()
-            for task in up:
-                task.cancel()
-            await asyncio.gather(*up, return_exceptions=True)
-            raise
+        stages = StageActors(codec, engine, options or ActorOptions())
+        await stages._up(timeout_s)
         return stages
+
+    async def repair(self, failed: str | None, timeout_s: float = 600.0) -> None:
+        """Replaces the stage that `failed` (all, where that is not known) and those that do not answer any more; the
+        others, which need not load anything, forget the conversations that are lost. If one does not come up, none is
+        left, and it raises what `start` does."""
+        alive = await asyncio.gather(*(self._cleared(stage) for stage in (self.encoder, self.converse, self.decoder)))
+        for name, well in zip(("encoder", "engine", "decoder"), alive, strict=True):
+            if well and failed not in (None, name):
+                continue
+            if name == "encoder":
+                _kill(self.encoder.actor)
+                self.encoder = self._new_encoder()
+            elif name == "engine":
+                _kill(self.converse.actor)
+                self.converse = self._new_engine()
+            else:
+                _kill(self.decoder.actor)
+                self.decoder = self._new_decoder()
+        before = self.numerics_id
+        await self._up(timeout_s)
+        if self.numerics_id != before:
+            self.kill()
+            raise RuntimeError(f"the stages compute otherwise than before: {self.numerics_id}, not {before}")
 
     @property
     def numerics_id(self) -> str:
@@ -134,5 +164,41 @@ class StageActors:
     def kill(self) -> None:
         """Ends all three at once; killing what is dead is no error."""
         for actor in (self.encoder.actor, self.converse.actor, self.decoder.actor):
-            assert isinstance(actor, ActorHandle)  # said to the type checker, for which a handle is its class as well
-            ray.kill(actor)
+            _kill(actor)
+
+    def _new_encoder(self) -> CodecRemote:
+        return CodecRemote(EncoderActor.options(**{**self._options.encoder, **NO_SECOND_LIFE}).remote(self._codec))
+
+    def _new_engine(self) -> ConverseRemote:
+        return ConverseRemote(EngineActor.options(**{**self._options.engine, **NO_SECOND_LIFE}).remote(self._engine))
+
+    def _new_decoder(self) -> CodecRemote:
+        return CodecRemote(DecoderActor.options(**{**self._options.decoder, **NO_SECOND_LIFE}).remote(self._codec))
+
+    async def _up(self, timeout_s: float) -> None:
+        """Waits until all three are loaded and warm; if one is not, kills all and raises."""
+        stages = (self.encoder, self.converse, self.decoder)
+        up = [asyncio.create_task(stage.describe()) for stage in stages]
+        try:
+            async with asyncio.timeout(timeout_s):
+                self.descriptions = list(await asyncio.gather(*up))
+        except BaseException:
+            self.kill()
+            for task in up:
+                task.cancel()
+            await asyncio.gather(*up, return_exceptions=True)
+            raise
+
+    async def _cleared(self, stage: CodecRemote | ConverseRemote) -> bool:
+        """Whether a stage lives and has let go of everything."""
+        try:
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                await stage.clear()
+        except (RayError, TimeoutError):
+            return False
+        return True
+
+
+def _kill(actor: ActorProxy[EncoderShell] | ActorProxy[EngineShell] | ActorProxy[DecoderShell]) -> None:
+    assert isinstance(actor, ActorHandle)  # said to the type checker, for which a handle is its class as well
+    ray.kill(actor)

@@ -100,6 +100,29 @@ class Past:
         return self.first_row + len(self.rows)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CodecPast:
+    """What a codec stage has been given in frames next_frame - m … next_frame - 1, from a journal: PCM [m, 1920] int16
+    for an encoder, codes [m, 8] int16 for a decoder."""
+
+    rows: npt.NDArray[np.int16]
+    next_frame: int
+
+    @property
+    def first_frame(self) -> int:
+        return self.next_frame - len(self.rows)
+
+
+class RebuildReply(NamedTuple):
+    """What a codec stage has got done of its rebuilds.
+
+    `ready` names conversations whose state stands where it stood, `pending` counts those that are not there yet.
+    """
+
+    ready: tuple[tuple[str, int], ...]  # (session, epoch)
+    pending: int
+
+
 class PromptInfo(NamedTuple):
     """What a conversation starts from: the frames of its prompt, and a hash of all that went into them."""
 
@@ -130,11 +153,21 @@ class ConverseReply(NamedTuple):
 class CodecStage(Protocol):
     """Mimi encode (PCM [n, 1920] → codes [n, 8]) or decode (codes [n, 8] → PCM [n, 1920])."""
 
-    def open(self, session: str, epoch: int, slot: int) -> None: ...
+    def open(self, session: str, epoch: int, slot: int, past: CodecPast | None = None) -> bool:
+        """Whether what follows `past` will be what would have followed it elsewhere, bit for bit."""
+        ...
 
     def step(self, batch: StageBatch) -> StageReply: ...
 
+    def rebuild(self, budget_s: float) -> RebuildReply:
+        """Works on what `past`s have left to do, for about `budget_s`: frames wait behind this call."""
+        ...
+
     def close(self, session: str, epoch: int) -> None: ...
+
+    def clear(self) -> None:
+        """Closes whatever is open."""
+        ...
 
 
 class ConverseStage(Protocol):
@@ -153,6 +186,10 @@ class ConverseStage(Protocol):
     def step(self, batch: StageBatch) -> ConverseReply: ...
 
     def close(self, session: str, epoch: int) -> None: ...
+
+    def clear(self) -> None:
+        """Closes whatever is open."""
+        ...
 
 
 def empty_batch(width: int) -> StageBatch:

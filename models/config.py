@@ -128,6 +128,14 @@ class MimiConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     num_codebooks: int = AUDIO_CODEBOOKS
 
+    @property
+    def receptive_frames(self) -> int:
+        """Frames back that a stream's state, and so all it will say, can depend on: 998 for the published codec."""
+        # A position sees context - 2 others at most (models.mimi_transformer.visibility), in every layer; a frame has
+        # two. Beside that the encoder's convolutions reach 3,320 samples back, the decoder's six positions and a little
+        # more, and each direction resamples over one frame more: five frames, and one to be safe.
+        return self.transformer.num_layers * (self.transformer.context - 2) // 2 + 6
+
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> MimiConfig:
         seanet = _known(SeanetConfig, values.get("seanet", {}))

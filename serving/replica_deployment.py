@@ -8,12 +8,13 @@ import ray
 from ray import serve
 
 from actors.interfaces import ReplicaSettings
+from actors.journal import FRAMES_PER_S
 from actors.replica import Replica
 from actors.stage_config import StageConfig
 from actors.stages_actor import ActorOptions, StageActors
 from serving.pieces import load_pieces
 from serving.plan import Plan
-from serving.replica_host import HostConfig, ReplicaHost
+from serving.replica_host import HostConfig, ReplicaHost, Stages
 from serving.router_actor import RouterClient
 from serving.telemetry import Telemetry
 
@@ -47,7 +48,11 @@ class PersonaPlexReplica:
             slots=settings.slots,
             tokenizer=pieces,
             numerics_id=self._stages.numerics_id,
-            settings=ReplicaSettings(window_s=plan.window_s),
+            settings=ReplicaSettings(
+                window_s=plan.window_s,
+                receptive_s=self._stages.descriptions[0].receptive_frames / FRAMES_PER_S,
+                resume_grace_s=settings.resume_grace_s,
+            ),
             metrics=self._telemetry.frames(name),
         )
         config = HostConfig(
@@ -57,12 +62,18 @@ class PersonaPlexReplica:
             report_interval_s=settings.report_interval_s,
             trunk=plan.trunk,
         )
-        self._host = ReplicaHost(replica, RouterClient(plan.router), config)
+        self._host = ReplicaHost(replica, RouterClient(plan.router), config, self._repaired)
         self._replica = replica
         await self._host.start()
 
+    async def _repaired(self, failed: str | None) -> Stages:
+        """Three stages that work: a few seconds, where Serve's replacement loads everything anew."""
+        await self._stages.repair(failed)
+        return self._stages.encoder, self._stages.converse, self._stages.decoder
+
     async def check_health(self) -> None:
-        """Serve replaces this replica when this raises."""
+        """Serve replaces this replica when this raises: a stage died and could not be replaced, or the router wanted
+        the replica emptied and it is."""
         self._host.check()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -70,7 +81,8 @@ class PersonaPlexReplica:
         return {"busy": float(self._replica.busy), "waiting": float(self._host.waiting)}
 
     async def __del__(self) -> None:
-        """Serve awaits this before it kills the process: conversations end in peace, for at most `drain_s`."""
+        """Serve awaits this before it kills the process: conversations are taken elsewhere, or end, for at most
+        `drain_s`, and no longer than it takes."""
         if hasattr(self, "_host"):
             await self._host.stop(self._drain_s)
         if hasattr(self, "_stages"):

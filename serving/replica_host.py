@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.errors import EngineLost, StaleEpoch
-from actors.messages import Down, DownSink, Failed, FrameIn, OpenRequest, ReplicaReport, SlotReport
+from actors.errors import Draining, EngineLost
+from actors.interfaces import Clock, CodecHandle, ConverseHandle, MonotonicClock
+from actors.messages import ReplicaReport, SlotReport
 from serving.router import ReportReply
+from serving.trunk_link import ReplicaPort
 from serving.trunk_server import TrunkConfig, TrunkServer
 
 log = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 1.0  # three calls of some 2 ms, half a percent of a core
+# A replica whose stages die again and again is better begun anew as a whole, by Serve and perhaps elsewhere.
+MOST_REPAIRS, REPAIRS_WITHIN_S = 3, 300.0
+
+Stages = tuple[CodecHandle, ConverseHandle, CodecHandle]
 
 
-class HostedReplica(Protocol):
+class HostedReplica(ReplicaPort, Protocol):
     """actors.replica.Replica, as far as its host knows it."""
 
     numerics_id: str
@@ -33,7 +39,13 @@ class HostedReplica(Protocol):
     def admitting(self) -> bool: ...
 
     @property
+    def drained(self) -> bool: ...
+
+    @property
     def fault(self) -> EngineLost | None: ...
+
+    @property
+    def failed_stage(self) -> str | None: ...
 
     async def run(self) -> None: ...
 
@@ -43,13 +55,15 @@ class HostedReplica(Protocol):
 
     def drain(self) -> None: ...
 
+    def revive(self, encoder: CodecHandle, converse: ConverseHandle, decoder: CodecHandle) -> None: ...
+
+    def renewed(self, at_s: float, lease_s: float) -> None: ...
+
+    def revoke(self, session: str, epoch: int, reason: str) -> None: ...
+
     def report(self) -> list[SlotReport]: ...
 
-    async def open(self, request: OpenRequest, sink: DownSink) -> None: ...
-
-    def offer(self, frame: FrameIn) -> None: ...
-
-    async def close(self, session: str, epoch: int, reason: str) -> None: ...
+    def on_change(self, tell: Callable[[], None]) -> None: ...
 
 
 class ReportPort(Protocol):
@@ -74,24 +88,41 @@ class HostConfig:
 class ReplicaHost:
     """Runs one replica from `start` to `stop` and tells the router what it holds."""
 
-    def __init__(self, replica: HostedReplica, router: ReportPort, config: HostConfig) -> None:
+    def __init__(
+        self,
+        replica: HostedReplica,
+        router: ReportPort,
+        config: HostConfig,
+        repair: Callable[[str | None], Awaitable[Stages]] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """repair: given the stage that failed, as far as that is known, brings up three that work and hold nothing;
+        without it, or when it raises, a dead stage is the end of this replica and `check` says so."""
         self._replica = replica
         self._router = router
         self._config = config
-        self._watched = _Watched(replica, self.changed)
-        self._trunk = TrunkServer(self._watched, config.name, config.trunk)
+        self._repair = repair
+        self._clock: Clock = clock or MonotonicClock()
+        self._trunk = TrunkServer(replica, config.name, config.trunk)
         self._address = ""
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._repairs_s: list[float] = []  # when they were begun
+        self._beyond_repair = repair is None
+        self._unwanted = False  # the router wants it empty
         self.waiting = 0  # callers in the router's queue, as of its last answer
+        replica.on_change(self.changed)
 
     async def start(self) -> None:
         """Open the trunk, start the frame loops, and be known to the router."""
         self._address = await self._trunk.start(self._config.trunk_host)
-        self._tasks = [asyncio.create_task(loop()) for loop in (self._replica.run, self._beat, self._probe)]
+        self._tasks = [asyncio.create_task(loop()) for loop in (self._live, self._beat, self._probe)]
 
     async def stop(self, drain_s: float) -> None:
-        """Take nobody new, let conversations end for at most `drain_s`, then end everything."""
+        """Take nobody new, have conversations taken elsewhere or end for at most `drain_s`, then end everything.
+
+        It returns as soon as nobody is left.
+        """
         self._replica.drain()
         self.changed()
         try:
@@ -100,12 +131,16 @@ class ReplicaHost:
                     await self._beat_or(self._news)
         except TimeoutError:
             log.warning("%d conversations outlived the drain of %g s", self._replica.busy, drain_s)
+        for task in self._tasks[1:]:  # not the frame loops: `stop` ends those
+            task.cancel()
         await self._replica.stop()
         await self._trunk.stop()
-        for task in self._tasks:
-            task.cancel()
+        self._tasks[0].cancel()  # it may be at a repair
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._router.forget(self._config.name)
+        try:
+            await self._router.forget(self._config.name)
+        except ConnectionError as error:
+            log.warning("the router did not hear that we are gone, and will notice: %s", error)
 
     def changed(self) -> None:
         """Something came or went: the router is told now, not at the next beat."""
@@ -126,33 +161,75 @@ class ReplicaHost:
         )
 
     def check(self) -> None:
-        """Raises EngineLost when a stage has died, RuntimeError when a loop of this process has."""
-        if self._replica.fault is not None:
+        """Raises EngineLost when a stage has died and is not being replaced, Draining once the router's wish to have
+        this replica emptied is fulfilled, RuntimeError when a loop of this process has ended."""
+        if self._replica.fault is not None and self._beyond_repair:
             raise self._replica.fault
+        if self._unwanted and self._replica.drained:
+            raise Draining("This replica has been emptied, as was asked of it.")
         for task in self._tasks:
             if task.done():  # without a fault none of them ends
                 raise RuntimeError("a loop of the replica has ended") from task.exception()
 
+    async def _live(self) -> None:
+        """The frame loops, begun anew with other stages as often as that helps."""
+        while True:
+            await self._replica.run()
+            if self._replica.fault is None:
+                return
+            self._beyond_repair = not self._worth_a_repair()
+            if self._repair is None or self._beyond_repair:
+                return
+            failed = self._replica.failed_stage
+            log.warning("replacing %s", f"the {failed}" if failed else "all three stages")
+            try:
+                stages = await self._repair(failed)
+            except Exception:
+                log.exception("the stages could not be replaced")
+                self._beyond_repair = True
+                return
+            self._replica.revive(*stages)
+
+    def _worth_a_repair(self) -> bool:
+        """Whether this fault can be mended, and is not one of many."""
+        if self._repair is None:
+            return False
+        now_s = self._clock.now()
+        self._repairs_s = [then_s for then_s in self._repairs_s if then_s > now_s - REPAIRS_WITHIN_S]
+        if len(self._repairs_s) >= MOST_REPAIRS:
+            log.error("%d stages died within %g s: giving up", MOST_REPAIRS + 1, REPAIRS_WITHIN_S)
+            return False
+        self._repairs_s.append(now_s)
+        return True
+
     async def _beat(self) -> None:
         while True:
             news = self._news  # what changes from here on is not in this report
+            sent_s = self._clock.now()
             try:
                 reply = await self._router.report(self.report())
             except ConnectionError as error:
                 log.warning("the router did not hear us: %s", error)  # leases outlive some beats
             else:
-                self.waiting = reply.waiting
-                for session, epoch in reply.close:
-                    log.warning("session %s epoch %d has no lease: closing it", session, epoch)
-                    await self._watched.fence(session, epoch)
+                self._obey(reply, sent_s)
             await self._beat_or(news)
+
+    def _obey(self, reply: ReportReply, sent_s: float) -> None:
+        self.waiting = reply.waiting
+        self._replica.renewed(sent_s, reply.lease_s)
+        for session, epoch in reply.close:
+            log.warning("session %s epoch %d has no lease: closing it", session, epoch)
+            self._replica.revoke(session, epoch, "The lease of the conversation has ended.")
+        if reply.drain:
+            self._unwanted = True
+            self._replica.drain()
 
     async def _probe(self) -> None:
         """Frames find a dead stage at once; this finds it when there are none."""
-        while self._replica.fault is None:
+        while True:
             await asyncio.sleep(PROBE_EVERY_S)
-            await self._replica.probe()
-        self.changed()
+            if self._replica.fault is None:
+                await self._replica.probe()
 
     async def _beat_or(self, news: asyncio.Event) -> None:
         """Until something changes, at most one beat."""
@@ -161,44 +238,3 @@ class ReplicaHost:
                 await news.wait()
         except TimeoutError:
             return
-
-
-class _Watched:
-    """A replica whose comings and goings are noticed; what the trunk server drives."""
-
-    def __init__(self, replica: HostedReplica, changed: Callable[[], None]) -> None:
-        self._replica = replica
-        self._changed = changed
-        self._sinks: dict[tuple[str, int], DownSink] = {}
-
-    async def open(self, request: OpenRequest, sink: DownSink) -> None:
-        key = (request.session, request.epoch)
-
-        def noticing(message: Down) -> None:
-            if isinstance(message, Failed):
-                self._sinks.pop(key, None)
-                self._changed()
-            sink(message)
-
-        self._sinks[key] = sink
-        try:
-            await self._replica.open(request, noticing)
-        except BaseException:
-            self._sinks.pop(key, None)
-            raise
-        self._changed()
-
-    def offer(self, frame: FrameIn) -> None:
-        self._replica.offer(frame)
-
-    async def close(self, session: str, epoch: int, reason: str) -> None:
-        self._sinks.pop((session, epoch), None)
-        await self._replica.close(session, epoch, reason)
-        self._changed()
-
-    async def fence(self, session: str, epoch: int) -> None:
-        """End a conversation that lost its lease. Unlike a close it is nobody's wish, so its ingress is told."""
-        sink = self._sinks.pop((session, epoch), None)
-        if sink is not None:
-            sink(Failed(session, epoch, StaleEpoch.code, "The lease of the conversation has ended."))
-        await self.close(session, epoch, "no lease")

@@ -14,7 +14,9 @@ import numpy.typing as npt
 from actors.codec_stage import DecoderStage, EncoderStage
 from actors.converse_stage import EngineStage
 from actors.interfaces import ReplicaSettings
-from actors.messages import Down, Failed, FrameIn, FrameOut, Need, OpenRequest, Ready
+from actors.journal import Journal
+from actors.journal_parts import PartsBin
+from actors.messages import Down, Failed, FrameIn, FrameOut, JournalPart, Move, Need, OpenRequest, Ready
 from actors.replica import Replica
 from graphs.stages import FrameKey, Past, PromptInfo, SessionSpec, StageBatch
 
@@ -62,7 +64,18 @@ async def settle(turns: int = 200) -> None:
         await asyncio.sleep(0)
 
 
-class FakeEncoderLane:
+class FakeLane:
+    """What a rebuild asks of a lane beside its work. These remember everything, so they are rebuilt from the start."""
+
+    group = 4
+
+    def snapshot(self, slot: int) -> Any:
+        raise AssertionError("a stream that remembers everything cannot go on from the middle")
+
+    restore = snapshot
+
+
+class FakeEncoderLane(FakeLane):
     """Codes that depend on all PCM a slot has heard since its reset."""
 
     def __init__(self, slots: int) -> None:
@@ -79,7 +92,7 @@ class FakeEncoderLane:
         self.state[slot] = 0
 
 
-class FakeDecoderLane:
+class FakeDecoderLane(FakeLane):
     def __init__(self, slots: int) -> None:
         self.state = [0] * slots
 
@@ -123,6 +136,12 @@ class FakeEngine:
         self.open_slots.add(slot)
         self.left[slot] = self.prompt_steps
         self.state[slot] = spec.seed % 9973
+        if past is not None:
+            assert past.first_row == 0
+            assert past.rows[0, 0] == self.state[slot], "the journal of another conversation"
+            for row in past.rows:
+                assert row[0] == self.state[slot]
+                self._hear(slot, row[9:])
         return PromptInfo(10 * self.prompt_steps, f"hash-of-{spec.voice}")
 
     def step(self, slots: Sequence[int], codes: Rows) -> FakeStep:
@@ -134,7 +153,7 @@ class FakeEngine:
             assert slot not in self.left, "stepped before it was ready"
             journal[i, 0] = self.state[slot]
             journal[i, 9:] = codes[i]
-            self.state[slot] = (self.state[slot] * 13 + int(codes[i].sum()) + 1) % 9973
+            self._hear(slot, codes[i])
             tokens[i, 0] = self.state[slot] % 100
             tokens[i, 1:] = (self.state[slot] + np.arange(8)) % CARD
         ready = []
@@ -145,6 +164,9 @@ class FakeEngine:
                 ready.append(slot)
         begun = np.where(journal > 0, journal - 1, np.int16(-2))
         return FakeStep(tokens, journal, tuple(ready), len(self.left), begun, np.zeros(len(slots), dtype=np.int32))
+
+    def _hear(self, slot: int, codes: Rows) -> None:
+        self.state[slot] = (self.state[slot] * 13 + int(codes.sum()) + 1) % 9973
 
     def close(self, slot: int) -> None:
         self.open_slots.discard(slot)
@@ -200,6 +222,9 @@ class Handle:
     async def close(self, session: str, epoch: int) -> None:
         await self._do("close", session, epoch)
 
+    async def rebuild(self, budget_s: float) -> Any:
+        return await self._do("rebuild", budget_s)
+
     async def step(self, batch: StageBatch) -> Any:
         self.batches.append(batch)
         return await self._do("step", batch)
@@ -229,6 +254,19 @@ class Sink(list[Down]):
     @property
     def needs(self) -> list[Need]:
         return self.of(Need)
+
+    @property
+    def moves(self) -> list[Move]:
+        return self.of(Move)
+
+    @property
+    def journal(self) -> Journal:
+        """That which came in parts before the last Ready."""
+        held = PartsBin()
+        parts = self.of(JournalPart)
+        for part in parts:
+            held.add(part, 0.0)
+        return Journal.from_bytes(held.take(parts[-1].session, parts[-1].epoch))
 
 
 class Tokenizer:

@@ -155,7 +155,8 @@ def test_a_journal_that_is_too_big_is_refused_unread(monkeypatch: pytest.MonkeyP
         Journal.from_bytes(blob)
 
 
-def test_rows_grow_while_pcm_and_codes_keep_to_the_receptive_field() -> None:
+def test_rows_grow_while_pcm_and_codes_keep_to_the_receptive_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.journal.PCM_AHEAD", 0)
     journal = grown(12)
     assert (journal.first_row, journal.next_frame, len(journal.rows.array())) == (0, 12, 12)
     for log in (journal.pcm, journal.user_codes, journal.agent_codes):

@@ -130,7 +130,7 @@ async def test_ready_of_a_call_that_has_ended_is_not_said() -> None:
         sink = Sink()
         opening = asyncio.create_task(bench.replica.open(request("a"), sink))
         await settle()
-        bench.replica.prompts(ready=[("a", 1)], failed=())
+        bench.replica._calls.prompts(ready=[("a", 1)], failed=())
         closing = asyncio.create_task(bench.replica.close("a", 1, "gone"))
         await settle()
         pause.go.set()
@@ -158,7 +158,7 @@ async def test_early_frames_wait_for_the_prompt_up_to_a_bound() -> None:
 async def test_a_prompt_that_fails_ends_its_own_call() -> None:
     async with Bench() as bench:
         sink, other = await bench.open("a"), await bench.open("b")
-        bench.replica.prompts(ready=(), failed=(("a", 1, "The voice is damaged."), ("b", 9, "another epoch's")))
+        bench.replica._calls.prompts(ready=(), failed=(("a", 1, "The voice is damaged."), ("b", 9, "another epoch's")))
         await settle()
         assert [(failed.code, failed.message) for failed in sink.failed] == [("bad_request", "The voice is damaged.")]
         assert (len(other.ready), bench.replica.busy) == (1, 1)

@@ -13,6 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from actors.errors import NoCapacity, ReplicaLost, UnknownSession
+from actors.journal import Journal
 from actors.messages import (
     CloseRequest,
     Down,
@@ -37,11 +38,13 @@ class EchoReplica:
 
     def __init__(self) -> None:
         self.sinks: dict[tuple[str, int], DownSink] = {}
+        self.journals: dict[str, Journal | None] = {}
         self.closed: list[tuple[str, str]] = []
         self.opening = asyncio.Event()
         self.changed = asyncio.Event()
 
-    async def open(self, request: OpenRequest, sink: DownSink) -> None:
+    async def open(self, request: OpenRequest, sink: DownSink, journal: Journal | None = None) -> None:
+        self.journals[request.session] = journal
         if request.spec.role == "full":
             raise NoCapacity("All slots are taken.")
         if request.spec.role == "bug":
@@ -61,10 +64,21 @@ class EchoReplica:
         zeros, row = np.zeros(8, dtype=np.int16), np.zeros(17, dtype=np.int16)
         sink(FrameOut(frame.key, frame.pcm, 3, "", zeros, zeros, row, 1.0))
 
-    async def close(self, session: str, epoch: int, reason: str) -> None:
+    async def close(self, session: str, epoch: int, reason: str, sink: DownSink | None = None) -> None:
         self.sinks.pop((session, epoch), None)
         self.closed.append((session, reason))
         self.changed.set()
+
+    def leave(self, session: str, epoch: int, sink: DownSink) -> None:
+        assert self.sinks.pop((session, epoch), sink) == sink
+        self.closed.append((session, "left"))
+        self.changed.set()
+
+    def journal(self, session: str, epoch: int) -> Journal:
+        journal = self.journals.get(session)
+        if journal is None:
+            raise UnknownSession("Not here.")
+        return journal
 
 
 class Inbox:
@@ -214,13 +228,13 @@ async def test_nobody_closes_what_another_ingress_opened() -> None:
         await other.close()
 
 
-async def test_when_an_ingress_goes_its_conversations_are_closed() -> None:
+async def test_when_an_ingress_goes_its_conversations_are_left() -> None:
     async with line() as it:
         for session in ("a", "b"):
             await (await it.open(session)).next()
         (await it.trunk())._connection.transport.abort()
         await until_closed(it.replica, 2)
-        assert sorted(it.replica.closed) == [("a", "ingress_lost"), ("b", "ingress_lost")]
+        assert sorted(it.replica.closed) == [("a", "left"), ("b", "left")]
 
 
 async def test_when_a_replica_goes_every_conversation_on_it_is_told() -> None:

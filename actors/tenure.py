@@ -1,0 +1,70 @@
+"""How long a conversation may stay: orphans until their grace is over, all of them until the replica is to be emptied.
+
+Leases. The router renews a replica's leases by answering its reports. While its trunk lives, a conversation is renewed
+by that as well: the ingress at the other end is its one owner, whatever has become of the router, and a router's death
+costs nobody a word. An orphan has no owner to renew it. Where the router has not been heard for a lease, it may have
+been given up, so it goes: it must not be found here by an old token once its slot was promised to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+
+from actors.calls import Calls
+from actors.errors import StaleEpoch
+from actors.interfaces import Clock, ReplicaSettings
+from actors.messages import Move
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+
+
+class Tenure:
+    """`watch` has to run for anything to happen by itself."""
+
+    def __init__(self, calls: Calls, settings: ReplicaSettings, clock: Clock) -> None:
+        self._calls, self._settings, self._clock = calls, settings, clock
+        self._lease_until_s = math.inf  # until a router has said what a lease is
+        self._next_move_s = math.inf
+        self.draining = False
+
+    async def watch(self) -> None:
+        """Looks after everything a few times a second."""
+        never = asyncio.Event()
+        while True:
+            try:
+                await self._clock.wait_for(never.wait(), TICK_S)
+            except TimeoutError:
+                self.tick()
+
+    def drain(self) -> None:
+        """From now on every conversation is asked to leave, again and again."""
+        self.draining = True
+        self._ask_to_leave()
+
+    def renewed(self, at_s: float, lease_s: float) -> None:
+        """The router has answered a report that was sent at `at_s` of this replica's own clock: leases, counted by the
+        router from when it came, last no less than `lease_s` from then."""
+        self._lease_until_s = at_s + lease_s
+
+    def tick(self) -> None:
+        now_s = self._clock.now()
+        for call in list(self._calls):
+            if call.orphaned_s is None:
+                continue
+            if now_s >= call.orphaned_s + self._settings.resume_grace_s:
+                log.info("session %s was not resumed within %g s", call.session, self._settings.resume_grace_s)
+                self._calls.end(call, None)
+            elif now_s >= self._lease_until_s:
+                log.warning("session %s has neither a trunk nor a lease any more", call.session)
+                self._calls.end(call, StaleEpoch("The lease of the conversation has ended."))
+        if self.draining and now_s >= self._next_move_s:
+            self._ask_to_leave()
+
+    def _ask_to_leave(self) -> None:
+        self._next_move_s = self._clock.now() + self._settings.move_every_s
+        for call in list(self._calls):
+            self._calls.tell(call, Move(call.session, call.epoch, "drain"))  # an orphan's sink hears nothing
