@@ -14,6 +14,7 @@ import torch
 
 from graphs.attention import RowCache
 from graphs.kv_cache import KEY_BLOCK, KVCache, round_up
+from graphs.kv_pressure import RESERVE_S
 from graphs.paging import pool_size
 from graphs.ring_cache import FP8, RingCache
 from graphs.sampling import HAS_NUMBA
@@ -34,6 +35,7 @@ class Backends:
     """What an operator can choose. `auto` for attention and linear: what the self-test finds right, stable and faster.
 
     kv_overcommit: how many times the full contexts that there is memory for are promised; above 1 the cache is paged.
+    kv_reserve_s: how long every conversation must be able to go on in it when another is let in (graphs.kv_pressure).
     """
 
     step: str = "auto"
@@ -41,6 +43,7 @@ class Backends:
     linear: str = "ours"
     kv_dtype: str = "auto"
     kv_overcommit: float = 1.0
+    kv_reserve_s: float = RESERVE_S
 
     def __post_init__(self) -> None:
         """Raises ValueError for a name that is none, and an overcommit below 1."""

@@ -42,6 +42,7 @@ class Conversation:
     user_before: Codes | None = None  # of the last row, where `pending` is to be drawn again
     upcoming: Fill | None = None  # the ring being filled for the next anchor
     live: bool = False
+    rebuildable: bool = False  # whether all rows are kept that a rebuild of its ring would want
     _rows: list[Tokens] = field(default_factory=list)  # frames frame - len … frame - 1
 
     def restore(self, past: Past) -> None:
@@ -52,11 +53,19 @@ class Conversation:
         self.user_before = past.user_before
         if self.frame == 0:
             self.pending = None  # drawn after the prompt
-        self.fill.first_row = past.first_row
-        # An anchor due with the very next frame is done already. Not if the last row's tokens are still to be drawn:
-        # that row belongs to the ring before the anchor.
-        while self.plan is not None and self.pending is not None and self.plan.next(self.fill.first_row) <= self.frame:
-            self.fill.first_row = self.plan.next(self.fill.first_row) - self.plan.keep
+        self.fill.first_row = self._anchored(past.first_row)
+
+    def park(self) -> None:
+        """Forgets what its ring holds: the same ring is to be filled again from its prompt and rows."""
+        self.fill = Fill(self.fill.ring, self._anchored(self.fill.first_row))
+        self.upcoming, self.live = None, False
+
+    def _anchored(self, first_row: int) -> int:
+        """Where a ring that is filled now begins. An anchor due with the very next frame is done already. Not if the
+        last row's tokens are still to be drawn: that row belongs to the ring before the anchor."""
+        while self.plan is not None and self.pending is not None and self.plan.next(first_row) <= self.frame:
+            first_row = self.plan.next(first_row) - self.plan.keep
+        return first_row
 
     @property
     def anchor(self) -> int | None:
@@ -76,6 +85,8 @@ class Conversation:
         self._rows.append(row)
         if self.live:
             needed = 1 if self.plan is None else self.plan.keep
+            if self.rebuildable:
+                needed = max(needed, self.frame - self.fill.first_row)
             del self._rows[: max(0, len(self._rows) - needed)]
 
     def columns(self, fill: Fill, count: int) -> list[Tokens]:

@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.anchors import AnchorPolicy
-from graphs.backends import make_cache
+from graphs.backends import Backends, make_cache
 from graphs.conversation import Conversation, Fill, check_past
 from graphs.frame_step import GENERATED, Emit, FrameStep, Override
 from graphs.kv_cache import Span
+from graphs.kv_pressure import RESERVE_S, KVPressure, PressurePolicy
+from graphs.page_keeper import PageKeeper
+from graphs.paging import OutOfPages
 from graphs.prefill_budget import LEAST_ROWS, PrefillBudget, share
 from graphs.prefix_cache import PrefixCache, PrefixOwners
 from graphs.stages import Past, Sampling
@@ -73,13 +76,14 @@ class SlotEngine:
         slots: int,
         *,
         tile: int = DEFAULT_TILE,
-        backend: str = "auto",
+        backend: str | Backends = "auto",
         anchors: AnchorPolicy | None = None,
         spares: int | None = None,
         budget: PrefillBudget | None = None,
         prefixes: PrefixCache | None = None,
     ) -> None:
-        """Reserves full contexts for `slots` conversations on the model's device, and for anchors being prepared.
+        """Reserves full contexts for `slots` conversations on the model's device, and for anchors being prepared; or,
+        if `backend` says to overcommit, pages for a part of them.
 
         anchors: None lets windows slide. spares: rings for anchors, one per sixteen slots where nobody says. budget:
         None takes a whole tile in every step. prefixes: None keeps no prompts.
@@ -88,10 +92,8 @@ class SlotEngine:
         self.slots = slots
         self._tile = tile
         self._anchors = anchors
-        if anchors is None:
-            spares = 0
-        elif spares is None:
-            spares = 1 + slots // 16
+        if spares is None or anchors is None:
+            spares = spare_rings(slots, anchors)
         rings = slots + spares
         self.cache = make_cache(model.config, rings, tile, device=model.device, dtype=model.dtype, backend=backend)
         fixed = model.device.type == "cuda"
@@ -103,6 +105,11 @@ class SlotEngine:
         self._open: dict[int, Conversation] = {}
         self._prefilling: list[int] = []  # in order of arrival
         self._rings = list(range(rings))  # free ones
+        self._pages: PageKeeper | None = None
+        if self.cache.pool is not None:
+            reserve_s = backend.kv_reserve_s if isinstance(backend, Backends) else RESERVE_S
+            policy = PressurePolicy(self.cache.blocks, reserve_s)
+            self._pages = PageKeeper(self.cache.pool, policy, self._open, self._take_rings_of)
         self.anchors_done = 0
         self.anchors_late = 0  # those that made a step longer, because no spare ring was free before
 
@@ -125,7 +132,8 @@ class SlotEngine:
 
         past: a conversation that was held elsewhere before; its frames are prefilled as well, and the next ones come
         out as they would have there. owners: who may know how fast the prompt's parts are.
-        Raises ValueError if the slot is taken, does not exist, the prompt is too long, or the past does not fit.
+        Raises ValueError if the slot is taken, does not exist, the prompt is too long, or the past does not fit;
+        OutOfPages for a new conversation that would take the others' reserve. One with a past waits instead.
         """
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot {slot} does not exist, this engine has {self.slots}")
@@ -138,29 +146,49 @@ class SlotEngine:
             )
         if past is not None:
             check_past(self._model.config, past)
+        if self._pages is not None and past is None and not self._pages.admits(prompt.frames):
+            raise OutOfPages("the conversations held here need what is left of the KV cache")
         plan = None if self._anchors is None else self._anchors.plan(self.prompt_limit, prompt.frames, seed)
         talk = Conversation(prompt, sampling, seed, Fill(0, 0), owners or PrefixOwners(), plan)
+        talk.rebuildable = self._pages is not None
         if past is not None:
             talk.restore(past)
-        talk.fill = self._new_fill(talk, talk.fill.first_row, prefer=slot)
+        talk.fill = Fill(self._take_ring(prefer=slot), talk.fill.first_row)
         self._open[slot] = talk
-        self._prefilling.append(slot)
+        if self._pages is not None and not self._pages.resumes(slot):
+            self._pages.park(slot)
+        else:
+            self._begin(slot)
 
     def close(self, slot: int) -> None:
         """Frees a slot, whatever it was doing. Its cache needs no clearing: a key is only seen by position."""
         talk = self._open.pop(slot, None)
         if talk is None:
             return
-        self._rings.extend(fill.ring for fill in (talk.fill, talk.upcoming) if fill is not None)
-        if slot in self._prefilling:
-            self._prefilling.remove(slot)
+        for fill in (talk.fill, talk.upcoming):
+            if fill is not None:
+                self._let_go(fill.ring)
+        for waiting in (self._prefilling, [] if self._pages is None else self._pages.parked):
+            if slot in waiting:
+                waiting.remove(slot)
+
+    def make_room(self, slots: Sequence[int]) -> tuple[int, ...]:
+        """To be called before a step with the same slots, where more is promised than there is: those that cannot go on
+        now, because they are parked. Later steps report them ready again."""
+        return () if self._pages is None else self._pages.make_room(slots)
+
+    @property
+    def pressure(self) -> KVPressure | None:
+        """What the router should know about the KV cache; None where full contexts are reserved."""
+        return None if self._pages is None else self._pages.report()
 
     def step(self, slots: Sequence[int], codes: npt.NDArray[np.int16]) -> StepOut:
         """One frame for each live slot of `slots` (each at most once), and some rows of waiting prompts.
 
         codes: [n, 8] int16, what the user said, as Mimi codes (-1: no input).
-        Raises ValueError if a slot is not live.
+        Raises ValueError if a slot is not live, or is not any more because there is no page for it (see make_room).
         """
+        self.make_room(slots)
         for slot in slots:
             if slot not in self._open or not self._open[slot].live:
                 raise ValueError(f"slot {slot} has no live conversation: wait until it is reported ready")
@@ -169,9 +197,13 @@ class SlotEngine:
         for talk in talks:
             if talk.anchor is not None and talk.frame >= talk.anchor:
                 self._switch(talk)
+        if self._pages is not None:
+            while (due := self._pages.due()) is not None:
+                self._begin(due)
+            self._pages.begin([talk.fill for talk in talks])
         batch = _Batch()
         journal = [self._live_row(batch, talk, codes[i]) for i, talk in enumerate(talks)]
-        self._anchor_rows(batch, talks)
+        self._anchor_rows(batch, slots, talks)
         finishing = self._prefill_rows(batch, len(talks))
         drawn = _none(GENERATED)
         if batch.rows:
@@ -199,7 +231,7 @@ class SlotEngine:
         batch.emits.append(talk.emit_live(batch.add(talk, talk.fill, 1)))
         return column
 
-    def _anchor_rows(self, batch: _Batch, talks: Sequence[Conversation]) -> None:
+    def _anchor_rows(self, batch: _Batch, slots: Sequence[int], talks: Sequence[Conversation]) -> None:
         """Begins rings for anchors that come near, and fills those begun at the pace that has them full in time."""
         near = [(talk.anchor - talk.frame, i) for i, talk in enumerate(talks) if talk.anchor is not None]
         left = self._tile
@@ -207,12 +239,15 @@ class SlotEngine:
             talk, plan = talks[i], talks[i].plan
             assert plan is not None
             spare = len(self._rings) > self.slots - len(self._open)  # a slot may yet be opened for each of the others
-            if talk.upcoming is None and frames <= plan.lead and spare:
+            begins = talk.upcoming is None and frames <= plan.lead and spare
+            if begins and (self._pages is None or self._pages.prepares(slots[i])):
                 talk.upcoming = self._new_fill(talk, talk.frame + frames - plan.keep)
             if talk.upcoming is not None and left > 0:
                 to_do = talk.prompt.frames + plan.keep - talk.upcoming.filled
                 pace = -(-to_do // (frames + 1) // 4) * 4 + 4  # this step included; in fours, as rows are padded
                 count = min(pace, talk.missing(talk.upcoming), left)
+                if self._pages is not None:
+                    count = self._pages.take(talk.upcoming, count, spare_only=True)
                 if count > 0:
                     batch.add(talk, talk.upcoming, count)
                     left -= count
@@ -228,7 +263,8 @@ class SlotEngine:
         waiting = [self._open[slot] for slot in self._prefilling]
         finishing = []
         portions = share(min(budget, self._tile) - taken, [talk.missing(talk.fill) for talk in waiting])
-        for slot, talk, count in zip(list(self._prefilling), waiting, portions, strict=True):
+        for slot, talk, portion in zip(list(self._prefilling), waiting, portions, strict=True):
+            count = portion if self._pages is None else self._pages.take(talk.fill, portion)
             if count == 0:
                 continue
             last = batch.add(talk, talk.fill, count)
@@ -273,7 +309,7 @@ class SlotEngine:
         assert talk.plan is not None
         anchor, upcoming = talk.anchor, talk.upcoming
         assert anchor is not None
-        self._rings.append(talk.fill.ring)
+        self._let_go(talk.fill.ring)
         if upcoming is None:
             upcoming = self._new_fill(talk, anchor - talk.plan.keep, prefer=talk.fill.ring)
         self.anchors_done += 1
@@ -286,9 +322,38 @@ class SlotEngine:
 
     def _new_fill(self, talk: Conversation, first_row: int, prefer: int = -1) -> Fill:
         """Takes a free ring, with as much of the prompt in it as is known."""
+        ring = self._take_ring(prefer)
+        return Fill(ring, first_row, self._prefixes.restore(self.cache, ring, talk.prompt, talk.owners))
+
+    def _take_ring(self, prefer: int = -1) -> int:
         ring = prefer if prefer in self._rings else self._rings[-1]
         self._rings.remove(ring)
-        return Fill(ring, first_row, self._prefixes.restore(self.cache, ring, talk.prompt, talk.owners))
+        return ring
+
+    def _let_go(self, ring: int) -> None:
+        self.cache.release(ring)
+        self._rings.append(ring)
+
+    def _begin(self, slot: int) -> None:
+        """Has a conversation's ring filled by the steps to come; what is known of its prompt is there at once."""
+        talk = self._open[slot]
+        talk.fill.filled = self._prefixes.restore(self.cache, talk.fill.ring, talk.prompt, talk.owners)
+        self._prefilling.append(slot)
+
+    def _take_rings_of(self, slot: int) -> None:
+        """Leaves a conversation its ring's number and nothing in it."""
+        talk = self._open[slot]
+        if talk.upcoming is not None:
+            self._let_go(talk.upcoming.ring)
+        self.cache.release(talk.fill.ring)
+        talk.park()
+        if slot in self._prefilling:
+            self._prefilling.remove(slot)
+
+
+def spare_rings(slots: int, anchors: AnchorPolicy | None) -> int:
+    """Rings beside the slots' own, for anchors being prepared."""
+    return 0 if anchors is None else 1 + slots // 16
 
 
 def _none(width: int) -> npt.NDArray[np.int16]:
