@@ -148,6 +148,10 @@ async def converse(
         sender = asyncio.ensure_future(say(connection.send))
         try:
             await _listen(connection, take, silence_timeout_s)
+        except asyncio.CancelledError:
+            # We hang up, for whatever reason; leaving the block with an error would tell the server of a fault.
+            await connection.close()
+            raise
         finally:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from loadtest.load import CallRecord
 from loadtest.pictures import AGENT, BOTH, INK, PAPER, USER
@@ -59,6 +60,9 @@ def gaps_over_time(path: Path, records: Sequence[CallRecord], heading: str) -> N
         above.axhline(level, color=INK, linewidth=0.6, linestyle=":")
         above.annotate(name, (1, level), xycoords=("axes fraction", "data"), fontsize=8, color=INK, ha="right")
     above.set_yscale("log")
+    above.yaxis.set_major_locator(FixedLocator([20, 40, 80, 200, 500, 1000, 2000, 5000]))
+    above.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    above.yaxis.set_minor_locator(NullLocator())
     above.set_ylabel("frame gap, ms", color=INK, fontsize=9)
     above.legend(frameon=False, fontsize=8)
     above.set_title(heading, loc="left", fontsize=11, color=INK, weight="bold")

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from loadtest.chaos.plan import CUTS_SOCKETS, SCENARIOS, STRIKES, strike_times_s
+from loadtest.chaos.plan import CUTS_SOCKETS, SCENARIOS, STRIKES, kinds, strike_times_s
 from loadtest.chaos.run import Conversations, Order, load, save, struck, undisturbed
 from loadtest.chaos.system import Layout, System, SystemBroken
 from loadtest.chaos.verdict import Reference, Verdict
@@ -33,6 +33,8 @@ def main() -> int:
     scenarios = list(SCENARIOS) if "all" in arguments.scenario else arguments.scenario
     layout = Layout(context=arguments.context, codec_context=arguments.codec_context)
     try:
+        for scenario in scenarios:
+            kinds(scenario)
         strike_times_s(order.seconds, order.seed, layout.windows, order.strikes)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -82,7 +84,7 @@ async def run_all(
 
 def _layout(layout: Layout, scenario: str) -> Layout:
     """A second ingress where the first may die: with one, everybody would wait for Serve to start another."""
-    if scenario not in CUTS_SOCKETS or scenario == "partition":
+    if not {*kinds(scenario)} & {*CUTS_SOCKETS}:
         return layout
     return Layout(layout.nodes, layout.slots, 2, layout.context, layout.codec_context, layout.settings)
 

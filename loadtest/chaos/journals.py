@@ -85,6 +85,9 @@ async def look(admin: AdminClient, session: str, seen: Seen) -> bool:
     """One look at one journal; False if it could not be had just now."""
     try:
         seen.add(await admin.journal(session, max(0, seen.last - 1)))
+    except httpx.HTTPStatusError as error:
+        seen.trouble = f"HTTP {error.response.status_code} from {error.request.url.path}: {error.response.text[:200]}"
+        return False
     except (httpx.HTTPError, KeyError, ValueError) as error:
         seen.trouble = f"{type(error).__name__}: {error}"
         return False

@@ -13,8 +13,8 @@ SCENARIOS = (
 )  # fmt: skip
 
 PLANNED = ("drain", "scale-down", "deploy")  # nothing dies unexpectedly: nobody may hear it
-# Clients are connected to what dies or is replaced here: they come back with their tokens.
-CUTS_SOCKETS = ("ingress", "node", "head", "deploy", "partition")
+# Clients are connected to what dies or is replaced here: they come back with their tokens, to a second ingress.
+CUTS_SOCKETS = ("ingress", "node", "head", "deploy")
 
 FEW_CALLS = 3
 FEW_GAP_S, MANY_GAP_S, PLANNED_GAP_S = 2.0, 5.0, 0.2
@@ -25,9 +25,21 @@ _LAST_BEFORE_END_S = 10.0  # what is broken last has to be mended before the end
 _RECOVERY_S = 9.0  # between two strikes; Serve needs some seconds to replace a replica
 
 
+def kinds(scenario: str) -> tuple[str, ...]:
+    """What is struck in turn: one kind, or several joined by a plus sign, e.g. engine+drain+router.
+
+    Raises ValueError for one that is none.
+    """
+    found = tuple(scenario.split("+"))
+    for each in found:
+        if each not in SCENARIOS:
+            raise ValueError(f"{each!r} is no scenario; there are {', '.join(SCENARIOS)}")
+    return found
+
+
 def gap_limit_s(scenario: str, sessions: int) -> float:
     """The longest that a caller may hear nothing."""
-    if scenario in PLANNED:
+    if all(each in PLANNED for each in kinds(scenario)):
         return PLANNED_GAP_S
     return FEW_GAP_S if sessions <= FEW_CALLS else MANY_GAP_S
 

@@ -13,12 +13,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from loadtest.callers import CALLERS
 from loadtest.chaos.caller import GRACE_S, Caller, CallLog
 from loadtest.chaos.journals import AdminClient, Seen, look_until, watch
-from loadtest.chaos.plan import STRIKES, gap_limit_s, spread, strike_times_s
+from loadtest.chaos.plan import STRIKES, gap_limit_s, kinds, spread, strike_times_s
 from loadtest.chaos.strikes import Missed, Striker
 from loadtest.chaos.system import System
 from loadtest.chaos.verdict import Reference, Verdict, judge_call, witness_lag_ms
@@ -81,11 +82,11 @@ async def struck(
         async def strike() -> None:
             start_s = time.monotonic()
             try:
-                for due_s in times_s:
+                for due_s, kind in zip(times_s, cycle(kinds(scenario)), strict=False):
                     await asyncio.sleep(max(0.0, start_s + due_s - time.monotonic()))
                     await _until_whole(system, start_s + order.seconds - time.monotonic())
                     at_s = time.monotonic() - start_s
-                    strikes.append(f"{at_s:.1f} s: {await striker.strike(scenario)}")
+                    strikes.append(f"{at_s:.1f} s: {await striker.strike(kind)}")
                     say(strikes[-1])
             except Exception as error:  # noqa: BLE001 - a strike that went wrong is a fault of the run, and is said
                 missed.append(f"a strike was missed: {type(error).__name__}: {error}")

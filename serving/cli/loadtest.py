@@ -47,7 +47,7 @@ def loadtest(
     seed: Annotated[int, typer.Option(min=0, help="Call i gets this seed + i.")] = 0,
     key: Annotated[str | None, typer.Option(envvar="PERSONAPLEX_KEY", help="API key.")] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Generators that share the calls.", show_default="one for 64 calls")
+        int | None, typer.Option(min=1, help="Generators that share the calls.", show_default="one for 100 calls")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="A picture of the frame gaps.")] = None,

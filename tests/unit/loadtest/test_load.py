@@ -70,6 +70,18 @@ async def test_calls_that_are_held_to_the_end() -> None:
     assert totals[Count.FRAMES] == sum(len(record.timings.heard_s) for record in records)
 
 
+async def test_whoever_hangs_up_at_the_end_says_goodbye() -> None:
+    codes: list[int | None] = []
+
+    async def notes(connection: ServerConnection) -> None:
+        await echo(connection)
+        codes.append(connection.close_code)
+
+    async with serving(notes) as server:
+        await hold(plan(server))
+    assert codes == [1000, 1000]
+
+
 async def test_a_full_server_refuses_with_its_code_and_sentence() -> None:
     taken = 0
 
@@ -159,8 +171,8 @@ def test_who_dials_when_and_with_what() -> None:
 
 
 class TestGenerators:
-    def test_a_hundred_calls_take_two(self) -> None:
-        assert [processes_for(sessions) for sessions in (1, 64, 65, 400)] == [1, 1, 2, 7]
+    def test_a_hundred_calls_take_one(self) -> None:
+        assert [processes_for(sessions) for sessions in (1, 100, 101, 400)] == [1, 1, 2, 4]
 
     async def test_two_processes_share_the_calls_and_one_clock(self) -> None:
         seen: list[list[int]] = []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.chaos.plan import SCENARIOS, Windows, gap_limit_s, strike_times_s
+from loadtest.chaos.plan import SCENARIOS, Windows, gap_limit_s, kinds, strike_times_s
 
 WINDOWS = Windows(model_s=16.0, codec_s=8.0)
 
@@ -35,3 +35,12 @@ def test_a_move_may_not_be_heard_and_a_death_not_for_long() -> None:
     limits = {scenario: (gap_limit_s(scenario, 8), gap_limit_s(scenario, 3)) for scenario in SCENARIOS}
     planned = {"drain", "scale-down", "deploy"}
     assert limits == {each: (0.2, 0.2) if each in planned else (5.0, 2.0) for each in SCENARIOS}
+
+
+def test_several_kinds_are_struck_in_turn() -> None:
+    assert kinds("engine") == ("engine",)
+    assert kinds("engine+drain") == ("engine", "drain")
+    assert gap_limit_s("engine+drain", 8) == 5.0
+    assert gap_limit_s("deploy+drain", 8) == 0.2
+    with pytest.raises(ValueError, match="'rain' is no scenario"):
+        kinds("engine+rain")
