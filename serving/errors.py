@@ -23,6 +23,7 @@ _CLOSE_CODES: dict[type[errors.ServingError], int] = {
     errors.Refused: TRY_AGAIN_LATER,
     errors.TenantLimit: POLICY_VIOLATION,
     errors.Draining: SERVICE_RESTART,
+    errors.NotYours: POLICY_VIOLATION,
     errors.ClientFault: POLICY_VIOLATION,
     errors.Lost: INTERNAL_ERROR,
 }

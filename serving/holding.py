@@ -124,13 +124,13 @@ class Holding:
             self._prepared = None
 
     async def resume(self, serial: int) -> Grant:
-        """Take the live slot of this session over. Raises what RouterPort.resume raises."""
+        """Take the live slot of this session over. Raises what RouterPort.resume raises.
+
+        When it is cancelled nothing is undone: the slot goes on waiting, and its router lets the serial be used again
+        if its replica has not heard of the new owner within a lease.
+        """
         request = ResumeRequest(self.session, serial, self.tenant.name, self._place.ingress, self._place.node)
-        try:
-            grant = await self._router.resume(request)
-        except asyncio.CancelledError:
-            self._forget(0)
-            raise
+        grant = await self._router.resume(request)
         self.epoch = self._highest = grant.epoch
         self.serial = grant.serial
         return grant

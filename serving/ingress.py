@@ -11,6 +11,7 @@ from ray import serve
 from serving.api import IngressParts, build_api
 from serving.ingress_chat import ChatEndpoint, ServedModel
 from serving.plan import Plan
+from serving.resume import Tickets
 from serving.router_actor import RouterClient
 from serving.session import ConversationHub, Place
 from serving.telemetry import Telemetry
@@ -41,7 +42,7 @@ class Ingress:
         )
         tenants = Tenants.load(settings.keys_file)
         model = ServedModel(catalog.model, catalog.trained, catalog.default_voice)
-        chat = ChatEndpoint(self._hub, tenants, settings, model)
+        chat = ChatEndpoint(self._hub, tenants, settings, model, Tickets(plan.trunk.secret))
         self._parts = IngressParts(catalog, tenants, chat, self._router.status)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

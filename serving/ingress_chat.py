@@ -17,13 +17,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NoReturn
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from actors.errors import IdleClient, ServingError, SlowClient
-from graphs.stages import SessionSpec
 from serving.audio.errors import AudioError, LibopusMissingError
 from serving.audio.payload import (
     OpusPayloadDecoder,
@@ -38,6 +38,7 @@ from serving.errors import INTERNAL_ERROR, close_code
 from serving.protocols import api_chat
 from serving.protocols.api_chat import Audio, Control, Event, Hello, NotApplied, Ping, ProtocolError, Steer
 from serving.protocols.chat_query import ChatRequest, parse_query
+from serving.resume import Missed, Tickets
 from serving.session import Conversation, ConversationHub
 from serving.settings import ServeSettings
 from serving.tenants import Tenant, Tenants
@@ -45,6 +46,9 @@ from serving.tenants import Tenant, Tenants
 log = logging.getLogger(__name__)
 
 FAREWELL_S = 2.0  # a client that does not take the reason for its end within this does not get it
+LOST = 1006  # what stands for a close frame that never came, RFC 6455 section 7.1.5
+HANGING_UP = (1000, 1001, 1005)  # done, the page is left, closed without a code: such a client does not come back
+CLOSE_FRAME_S = 0.2  # after a write has failed: what a close frame says may be about to be read
 _MESSAGE_COST_BYTES = 64  # what an empty message counts as in the inbox, so that a flood of them fills it too
 
 
@@ -60,8 +64,11 @@ class ServedModel:
 class ChatEndpoint:
     """Serves `/api/chat`. One per ingress process."""
 
-    def __init__(self, hub: ConversationHub, tenants: Tenants, settings: ServeSettings, model: ServedModel) -> None:
+    def __init__(
+        self, hub: ConversationHub, tenants: Tenants, settings: ServeSettings, model: ServedModel, tickets: Tickets
+    ) -> None:
         self._hub = hub
+        self._tickets = tickets
         self._tenants = tenants
         self._settings = settings
         self._model = model
@@ -88,24 +95,51 @@ class ChatEndpoint:
 
     async def _converse(self, socket: WebSocket, request: ChatRequest, tenant: Tenant) -> None:
         """One conversation, or several in a row where the client says restart: same spec, same seed, new slot."""
-        spec = request.spec(self._model.default_voice)
         client = socket.client.host if socket.client else "unknown"
         line = _Line(socket, request, self._settings)
+        opening = self._opening(request, tenant, client)
         try:
             while True:
-                async with self._hub.open(spec, tenant, client) as conversation:
-                    again = await line.hold(conversation, self._metadata(conversation.session, spec, request))
+                async with opening as conversation:
+                    again = await self._hold(line, conversation, request)
                 if not again:
                     return
                 # The release of the old slot is a task that has not run yet; it is to reach the router first.
                 await asyncio.sleep(0)
+                opening = self._hub.open(conversation.spec, tenant, client, resumable=request.resumable)
         finally:
             line.close()
 
-    def _metadata(self, session: str, spec: SessionSpec, request: ChatRequest) -> bytes:
+    def _opening(self, request: ChatRequest, tenant: Tenant, client: str) -> AbstractAsyncContextManager[Conversation]:
+        if request.resume_token is None:
+            spec = request.spec(self._model.default_voice)
+            return self._hub.open(spec, tenant, client, resumable=request.resumable)
+        ticket = self._tickets.read(request.resume_token, tenant)
+        return self._hub.resume(ticket, tenant, client, Missed(request.have, request.replay))
+
+    async def _hold(self, line: _Line, conversation: Conversation, request: ChatRequest) -> bool:
+        """Until an end that is raised, or a restart: then True. A client that was lost is waited for, if it can know
+        how to come back."""
+        try:
+            return await line.hold(conversation, self._metadata(conversation, request))
+        except _ClientGone as gone:
+            if line.introduced and not gone.hung_up:
+                conversation.park()
+            raise
+        except (SlowClient, asyncio.CancelledError):  # out of reach; or the server is leaving
+            if line.introduced:
+                conversation.park()
+            raise
+
+    def _metadata(self, conversation: Conversation, request: ChatRequest) -> bytes:
+        spec, holding = conversation.spec, conversation.holding
+        resume = None
+        if holding.resumable:
+            token = self._tickets.issue(conversation.session, holding.serial, holding.tenant)
+            resume = api_chat.Resumption(token, holding.serial > 0, conversation.first_frame)
         return api_chat.metadata(
             api_chat.conversation_metadata(
-                session=session,
+                session=conversation.session,
                 voice=spec.voice,
                 seed=spec.seed,
                 text_temperature=spec.sampling.text_temperature,
@@ -116,12 +150,17 @@ class ChatEndpoint:
                 trained=self._model.trained,
                 audio_format=request.audio,
                 not_applied=request.not_applied,
+                resume=resume,
             )
         )
 
 
 class _ClientGone(Exception):
-    """The client closed the socket, or is out of reach. Nobody is left to be told."""
+    """The client closed the socket, or is out of reach. Nobody is left to be told. `hung_up`: it said goodbye."""
+
+    def __init__(self, close_code: int = LOST) -> None:
+        super().__init__(close_code)
+        self.hung_up = close_code in HANGING_UP
 
 
 class _Restart(Exception):
@@ -183,6 +222,8 @@ class _Line:
         else:
             self._decoder, self._encoder = PcmPayloadDecoder(request.pcm_rate_hz), PcmPayloadEncoder()
         self._told: set[str] = set()  # kinds whose being ignored the client has been told of
+        self._counts = request.resumable  # the client counts frames by the messages that bring them
+        self.introduced = False  # the client has been told what it talks to, and how it may come back
 
     def close(self) -> None:
         self._decoder.close()
@@ -190,6 +231,7 @@ class _Line:
 
     async def hold(self, conversation: Conversation, metadata: bytes) -> bool:
         """Until an end that is raised, or a restart: then True. False once the conversation was ended by the hub."""
+        self.introduced = False
         inbox = _Inbox(self._settings.max_message_bytes)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -228,7 +270,7 @@ class _Line:
         except (WebSocketDisconnect, RuntimeError) as error:  # starlette raises the latter once it is closed
             raise _ClientGone from error
         if message["type"] == "websocket.disconnect":
-            raise _ClientGone
+            raise _ClientGone(message.get("code") or LOST)
         data = message.get("bytes")
         return data if data is not None else str(message.get("text", ""))
 
@@ -271,9 +313,16 @@ class _Line:
         await conversation.ready()
         await self._send(api_chat.handshake())
         await self._send(metadata)
+        self.introduced = True
+        number = conversation.first_frame
         async for frame in conversation.frames():
+            for _ in range(frame.key.frame - number if self._counts else 0):
+                await self._send(api_chat.audio(b""))  # dropped: the client was too slow for it
+            number = frame.key.frame + 1
             if not len(frame.pcm) or (self._gate is not None and not self._gate.passes(frame.pcm)):
                 self._encoder.skip()
+                if self._counts:
+                    await self._send(api_chat.audio(b""))
             else:
                 await self._send(api_chat.audio(self._encoder.encode(frame.pcm)))
             if frame.text:
@@ -281,7 +330,11 @@ class _Line:
         raise _Over
 
     async def _send(self, message: bytes) -> None:
-        await _within(self._socket.send_bytes(message), self._settings.stalled_client_s)
+        try:
+            await _within(self._socket.send_bytes(message), self._settings.stalled_client_s)
+        except _ClientGone:
+            await asyncio.sleep(CLOSE_FRAME_S)  # the reader knows better why, if it is told
+            raise
 
 
 async def _within(sending: Awaitable[None], timeout_s: float) -> None:

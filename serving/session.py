@@ -168,13 +168,13 @@ class ConversationHub:
         finally:
             watchdog.cancel()
             if conversation.parked:
+                self._parked.add(conversation)
                 self._later(self._keep(conversation))
             else:
                 self._end(conversation)
 
     async def _keep(self, conversation: Conversation) -> None:
         """Hold the slot of a client that was lost until it is taken over, or the grace is over."""
-        self._parked.add(conversation)
         try:
             await conversation.over_within(self._settings.resume_grace_s)
         finally:

@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket
 from actors.errors import NoCapacity, TenantLimit, UnknownReplica, UnknownSession
 from actors.messages import CloseRequest, DownSink, Failed, FrameIn, FrameOut, OpenRequest, Ready, Up
 from serving.ingress_chat import ChatEndpoint, ServedModel
+from serving.resume import Tickets
 from serving.routing import AcquireRequest, Grant, ReplicaView, ResumeRequest
 from serving.session import ConversationHub, Place
 from serving.settings import ServeSettings
@@ -160,7 +161,7 @@ class EchoServer:
             self.router, self.trunk, Place("ingress-0", "node-0"), self.settings, has_voice=has_voice
         )
         model = ServedModel("demo", trained=False, default_voice="NATF0")
-        self.endpoint = ChatEndpoint(self.hub, tenants or Tenants(), self.settings, model)
+        self.endpoint = ChatEndpoint(self.hub, tenants or Tenants(), self.settings, model, Tickets("a secret"))
 
     @asynccontextmanager
     async def call(
@@ -240,6 +241,11 @@ class FakeClient:
         self._gone = True
         self.reads.set()
         self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1006})
+
+    def hang_up(self) -> None:
+        self._gone = True
+        self.reads.set()
+        self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
 
     async def ended(self) -> None:
         async with asyncio.timeout(5):

@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from actors.errors import NoCapacity, ReplicaLost, StaleEpoch, UnknownReplica, UnknownSession
+from actors.interfaces import MonotonicClock
 from actors.journal import Journal
 from actors.journal_parts import PartsBin, cut
 from actors.messages import (
@@ -102,6 +105,7 @@ class FakeReplica:
         self.parts = PartsBin()
         self.opened: list[OpenRequest] = []
         self.deceives = False  # computes other tokens than it should
+        self.delivered: list[tuple[DownSink, Down]] = []  # for tests that say things twice
 
     # The trunk
 
@@ -154,6 +158,7 @@ class FakeReplica:
         for _ in range(min(messages, len(self.outbox))):
             owner, message = self.outbox.popleft()
             if (sink := self.sinks.get(owner)) is not None:
+                self.delivered.append((sink, message))
                 sink(message)
 
     # What it does
@@ -379,8 +384,11 @@ class Trunks:
 class World:
     """One ingress (or more: `ingress`), its replicas, and time."""
 
-    def __init__(self, replicas: int = 3, slots: int = 4, **settings: object) -> None:
+    def __init__(
+        self, replicas: int = 3, slots: int = 4, clock: FakeClock | MonotonicClock | None = None, **settings: object
+    ) -> None:
         self.clock = FakeClock()
+        self._clock = clock or self.clock
         self.replicas = {f"r{i}": FakeReplica(f"r{i}", slots) for i in range(replicas)}
         self.settings = ServeSettings(**settings)  # type: ignore[arg-type] # any field of it
         self.router = CountingRouter(self.replicas, "i0")
@@ -396,8 +404,24 @@ class World:
             Trunks(self.replicas),
             Place(name, "node-1"),
             self.settings,
-            clock=self.clock,
+            clock=self._clock,
         )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Messages pass by themselves, as they come. For tests in real time."""
+
+        async def go() -> None:
+            while True:
+                await self.run(1)
+                await asyncio.sleep(0.001)
+
+        task = asyncio.create_task(go())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def run(self, turns: int = 40) -> None:
         """Let all messages pass until nothing moves any more; time stands still."""

@@ -13,6 +13,9 @@ A message is one byte of kind and a payload:
 
 Kinds above 6 are never sent: the published web client throws on them.
 
+A client of ours may ask for a resume token (`resume=1`, docs/decisions/resume.md): the metadata brings it, and when the
+socket is lost, `resume=TOKEN&missed=replay|skip&have=FRAMES` goes on where it was, at any ingress.
+
 What a client may do wrong, and what it gets: one message of kind 5 with a sentence, then a close code.
 
     a text frame; a kind above 6                                        1003 unsupported data
@@ -32,7 +35,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -195,6 +198,19 @@ def close_reason(sentence: str) -> str:
     return sentence.encode()[:_REASON_BYTES].decode(errors="ignore")
 
 
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What a client that asked for it (`resume=1`) is told beside the rest.
+
+    It gets one message of kind 1 for each frame of the agent, an empty one where there is nothing to be heard; so it
+    always knows how many it has had: `first_frame` and those that came since.
+    """
+
+    resume_token: str  # for `resume=…` after this socket is lost; good for one use
+    resumed: bool  # whether this socket goes on with a conversation that had begun on another
+    first_frame: int  # the number of the first frame on this socket
+
+
 def conversation_metadata(
     *,
     session: str,
@@ -208,6 +224,7 @@ def conversation_metadata(
     trained: bool,
     audio_format: str,
     not_applied: Sequence[str],
+    resume: Resumption | None = None,
 ) -> dict[str, Any]:
     """What the server tells of a conversation, once, right after the handshake.
 
@@ -237,4 +254,5 @@ def conversation_metadata(
         "trained": trained,
         "audio": audio_format,
         "not_applied": list(not_applied),
+        **({} if resume is None else asdict(resume)),
     }

@@ -22,12 +22,14 @@ MAX_TEMPERATURE = 2.0
 MAX_TOP_K = 512
 LOWEST_PCM_HZ, HIGHEST_PCM_HZ = 8_000, 96_000
 _LONGEST_NAME = 200  # characters of a voice's name; shipped ones have 5
+_LONGEST_TOKEN = 200  # characters of a resume token; ours have 80
+MAX_FRAMES = 1 << 40
 _LONGEST_SHOWN = 40  # characters of a wrong value that its error repeats
 
 _APPLIED = frozenset(
     {
         "voice_prompt", "text_prompt", "seed", "text_temperature", "text_topk", "audio_temperature", "audio_topk",
-        "api_key", "audio", "audio_rate", "silence_gate",
+        "api_key", "audio", "audio_rate", "silence_gate", "resume", "missed", "have",
     }
 )  # fmt: skip
 
@@ -44,6 +46,10 @@ class ChatRequest:
     pcm_rate_hz: int = 24_000  # of the PCM that the client sends; what it gets is always 24 kHz
     silence_gate: bool = False
     api_key: str | None = field(default=None, repr=False)  # for clients that cannot set a header
+    resumable: bool = False  # wants a resume token
+    resume_token: str | None = field(default=None, repr=False)  # comes back with one
+    have: int | None = None  # frames it has had of that conversation; None: it does not say
+    replay: bool = True  # whether it wants to hear those it missed
     not_applied: tuple[str, ...] = ()
 
     def spec(self, default_voice: str) -> SessionSpec:
@@ -61,6 +67,7 @@ def parse_query(
     role = given.get("text_prompt", "")
     if len(role) > role_max_chars:
         raise RoleTooLong(f"The role (text_prompt) has {len(role)} characters; {role_max_chars} are allowed.")
+    wanted, token = _resume(given)
     published = Sampling()
     sampling = Sampling(
         text_temperature=_number(given, "text_temperature", float, published.text_temperature, 0.0, MAX_TEMPERATURE),
@@ -77,6 +84,10 @@ def parse_query(
         pcm_rate_hz=_number(given, "audio_rate", int, 24_000, LOWEST_PCM_HZ, HIGHEST_PCM_HZ),
         silence_gate=_flag(given, "silence_gate"),
         api_key=given.get("api_key"),
+        resumable=wanted,
+        resume_token=token,
+        have=_number(given, "have", int, 0, 0, MAX_FRAMES) if "have" in given else None,
+        replay=_replay(given),
         not_applied=tuple(sorted(name[:_LONGEST_NAME] for name in given if name not in _APPLIED)),
     )
 
@@ -108,6 +119,26 @@ def _audio(given: Mapping[str, str]) -> Literal["opus", "pcm"]:
             return "pcm"
         case other:
             raise BadRequest(f"audio is opus or pcm, not {_shown(other)}.")
+
+
+def _resume(given: Mapping[str, str]) -> tuple[bool, str | None]:
+    """`resume=1` asks for a token, `resume=TOKEN` uses one, and asks for the next. A token has full stops in it."""
+    value = given.get("resume", "")
+    if "." not in value:
+        return _flag(given, "resume"), None
+    if len(value) > _LONGEST_TOKEN:
+        raise BadRequest(f"resume is 1, or a resume token: not {len(value)} characters.")
+    return True, value
+
+
+def _replay(given: Mapping[str, str]) -> bool:
+    match given.get("missed", "replay"):
+        case "replay":
+            return True
+        case "skip":
+            return False
+        case other:
+            raise BadRequest(f"missed is replay or skip, not {_shown(other)}.")
 
 
 def _flag(given: Mapping[str, str], name: str) -> bool:
