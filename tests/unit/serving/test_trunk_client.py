@@ -32,6 +32,7 @@ class FarEnd:
         self.reads = asyncio.Event()
         self.reads.set()
         self.connection: ServerConnection | None = None
+        self.came = asyncio.Event()
 
     async def handle(self, connection: ServerConnection) -> None:
         self.connection = connection
@@ -40,6 +41,7 @@ class FarEnd:
         async for message in connection:
             assert isinstance(message, bytes)
             self.batches.append(wire.decode_up(message))
+            self.came.set()
             await self.reads.wait()
 
     @property
@@ -49,7 +51,8 @@ class FarEnd:
     async def until(self, messages: int) -> None:
         async with asyncio.timeout(5):
             while len(self.messages) < messages:
-                await asyncio.sleep(0.005)
+                self.came.clear()
+                await self.came.wait()
 
 
 @asynccontextmanager
