@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from evaluation.duplex.items import ITEM, NOISE, USER_AUDIO, Cue, Item, Line, Piece, to_json, write_json
+from evaluation.duplex.recording import CONVERSATION, RECORDING, Recording
+from evaluation.duplex.user import Spoken
 from evaluation.duplex.verdicts import ABOUT_REFERENCES, REFERENCES
 from training.augment import Audio, coloured_noise, convolve, decibels, limited, rms, room_response
 from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank, speed_of
@@ -26,6 +28,7 @@ from training.folders import state_folder
 from training.kokoro import RATE, Kokoro, Utterance
 from training.roles import load_common
 from training.script import AGENT_VOICES, DIALOGUES_PER_INSTANCE, Fact, Plan, Script, Turn, write_script
+from training.timeline import FADE_S, agent_words, lay_out
 
 MODELS = "personaplex-demo"  # how the names of the checkpoints begin whose voices these are
 
@@ -67,7 +70,7 @@ def lines_of(script: Script, lookup: Callable[[str, str], Utterance]) -> tuple[t
             sounds.append(sound)
             at += len(sound)
         before, after = _neighbours(turn, script.turns, floor)
-        answered = after is not None and after.speaker == "agent" and turn.kind in ("turn", "interruption")
+        answered = after is not None and turn.kind in ("turn", "interruption") and _is_answer(after)
         fact = _fact(turn, facts)
         lines.append(
             Line(
@@ -92,6 +95,12 @@ def _neighbours(turn: Turn, turns: Sequence[Turn], floor: Sequence[Turn]) -> tup
         earlier = turns[: next(n for n, other in enumerate(turns) if other is turn)]
         return next((other for other in reversed(earlier) if any(other is kept for kept in floor)), None), None
     return (floor[place - 1] if place else None), (floor[place + 1] if place + 1 < len(floor) else None)
+
+
+def _is_answer(turn: Turn) -> bool:
+    """Whether the agent is to speak. A "sure" to somebody who interrupts or comes back may as well be left out."""
+    agent = load_common().agent
+    return turn.speaker == "agent" and turn.parts[0] not in (*agent["yielded"], *agent["resumed"])
 
 
 def _cue(turn: Turn, before: Turn | None) -> Cue:
@@ -154,6 +163,30 @@ def write_item(folder: Path, script: Script, lookup: Callable[[str, str], Uttera
     write_json(folder / ITEM, to_json(item))
 
 
+def write_conversation(folder: Path, script: Script, lookup: Callable[[str, str], Utterance]) -> None:
+    """The script as the item's conversation, the agent's part as written: what the best agent would get."""
+    timeline = lay_out(script, lookup)
+    heard = [item for item in timeline.placed if item.speaker != "aside"]
+    sound = np.zeros((timeline.samples, 2), dtype=np.float32)
+    for item in heard:
+        pcm = lookup(item.voice, item.text).pcm[: item.samples].astype(np.float32) / np.float32(32768.0)
+        fade = min(round(FADE_S * RATE), len(pcm))
+        pcm[-fade:] *= np.linspace(1.0, 0.0, fade, dtype=np.float32)
+        sound[item.start : item.stop, 0 if item.speaker == "user" else 1] += pcm
+    pieces = iter([item.start / RATE for item in heard if item.speaker == "user"])
+    starts = [min([next(pieces) for _ in turn.parts]) for turn in script.turns if turn.speaker == "user"]
+    recording = Recording(
+        spoken=tuple(Spoken(line, "said", round(start_s, 3)) for line, start_s in enumerate(starts)),
+        text=tuple((word.start_s, f" {word.text}") for word in agent_words(timeline)),
+        seconds=timeline.seconds,
+        lag_s=0.0,
+        lag_moved_s=0.0,
+        metadata={"lm_model_file": f"{MODELS} as scripted"},
+    )
+    _write(folder / CONVERSATION, sound)
+    write_json(folder / RECORDING, recording.to_json())
+
+
 def write_references(folder: Path, plan: Plan, lookup: Callable[[str, str], Utterance]) -> None:
     """How each agent voice of a plan sounds, for the judge of voices."""
     texts = load_common().enrolment[:_REFERENCE_LINES]
@@ -196,6 +229,9 @@ def main() -> int:
     parser.add_argument("--plan", choices=sorted(PLANS), default="first")
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--scripted", action="store_true", help="also the conversations, held as written: what the judges make of those"
+    )
     arguments = parser.parse_args()
     plan, speech = PLANS[arguments.plan], Speech()
     try:
@@ -205,6 +241,8 @@ def main() -> int:
             folder = arguments.out / "items" / f"{index:05d}-{script.role}"
             if not (folder / ITEM).exists():
                 write_item(folder, script, speech, plan.seed)
+            if arguments.scripted and not (folder / RECORDING).exists():
+                write_conversation(folder, script, speech)
             print(json.dumps({"item": folder.name}), flush=True)
     except RuntimeError as error:
         print(error, file=sys.stderr)

@@ -23,15 +23,15 @@ _GLOSSARY = (
      "added, over words in the text."),
     ("takes its turn", "After a user's turn the agent begins between 0.5 s before its end and 1 s after it, and goes "
      "on. Who has been speaking all along has not taken a turn, and a murmur (below 1 s, three words at most, all of "
-     "them murmurs) is none."),
+     "them murmurs like “uh huh”) is none."),
     ("falls silent", "The agent's voice ends within 600 ms of the interruption's first sound, and does not begin again "
      "over it. An agent that never spoke has missed it; one that had just ended by itself makes it void."),
     ("facts", "The words heard between a question and the user's next turn contain what the role's prompt says. Void "
      "where the prompt has no answer, or the user broke into it."),
     ("pauses", "No turn of the agent's sounds while the user pauses inside a turn, nor begins up to 200 ms after. "
-     "Murmurs are welcome."),
-    ("voice", "The agent's voice is nearer to the recording its voice prompt was made of than to any other's. With less "
-     "than 2 s of speech it is missed."),
+     "Anything below 1 s and of three words at most is listening along."),
+    ("voice", "The agent's voice is nearer to the recording its voice prompt was made of than to any other's. With "
+     "less than 2 s of speech it is missed."),
 )  # fmt: skip
 
 
@@ -55,13 +55,12 @@ def page(report: Report) -> str:
 
 
 def _heading(report: Report) -> str:
-    verdict = (
-        f"{len(report.gates_missed)} of {report.gate_count} gates missed" if report.gates_missed else "all gates met"
-    )
+    missed = f"{len(report.gates_missed)} of {report.gate_count} gates missed"
+    verdict = missed if report.gates_missed else "all gates met"
     seconds = sum(entry.dialogue.seconds for entry in report.judged)
     lines = [
         f"<h1>{escape(report.model)}: {verdict}</h1>",
-        f'<p class="faint">{escape(report.suite.about)} {len(report.judged)} conversations, {seconds / 60:.1f} minutes, '
+        f'<p class="faint">{escape(report.suite.about)} {len(report.judged)} conversations, {seconds / 60:.1f} min, '
         f"{report.made:%Y-%m-%d %H:%M} UTC. Judges: {escape('; '.join(report.judges.values()) or 'none yet')}.</p>",
     ]
     if report.trained is False:

@@ -20,7 +20,7 @@ FactJudge = Callable[[UserTurn, Sequence[str]], bool]  # question, words of the 
 TAKES_WITHIN_S = 1.0
 YIELDS_WITHIN_S = 0.6
 MERGE_S = 0.3  # a shorter gap is a breath or a stop consonant, not silence
-MURMUR_S, MURMUR_WORDS = 1.0, 3  # shorter, with no more words than that and all of them murmurs: not a turn
+SHORT_S, SHORT_WORDS = 1.0, 3  # shorter, and no more words than that: no turn while the other has the floor
 # People begin a little before the other has ended (Stivers et al. 2009: answers start from half a second before on).
 EARLY_S = 0.5
 REACTION_S = 0.2  # who begins this soon after a pause decided to within it
@@ -31,7 +31,7 @@ _EDGE_S = 0.1  # a word counts to the stretch it lies in, give or take so much o
 
 @dataclass(frozen=True)
 class Event:
-    """One occasion. delay_s: how long the agent took, where that is the question."""
+    """One occasion. delay_s: how long the agent took to begin, or to stop."""
 
     measure: Measure
     at_s: float
@@ -62,7 +62,8 @@ class Stretch:
 
     start_s: float
     end_s: float
-    murmur: bool
+    short: bool  # listening along, whatever the words: Whisper spells "uh huh" in many ways
+    murmur: bool  # short, and the words say no more than that somebody listens; "yes" may be a whole answer
 
 
 def contains_every(question: UserTurn, answer: Sequence[str]) -> bool:
@@ -90,30 +91,30 @@ def score(dialogue: Dialogue, is_right: FactJudge = contains_every) -> Score:
 
 
 def stretches(speech: Sequence[Span], words: Sequence[Word]) -> list[Stretch]:
-    """The agent's speech in stretches, murmurs told from turns."""
+    """The agent's speech in stretches, what is short and what is a murmur told from turns."""
     merged: list[Span] = []
     for span in sorted(speech):
         if merged and span.start_s - merged[-1].end_s < MERGE_S:
             merged[-1] = Span(merged[-1].start_s, max(merged[-1].end_s, span.end_s))
         else:
             merged.append(span)
-    return [Stretch(span.start_s, span.end_s, _murmured(span, words)) for span in merged]
+    return [_stretch(span, words) for span in merged]
 
 
-def _murmured(span: Span, words: Sequence[Word]) -> bool:
+def _stretch(span: Span, words: Sequence[Word]) -> Stretch:
     inside = [
         word.text for word in words if span.start_s - _EDGE_S <= (word.start_s + word.end_s) / 2 <= span.end_s + _EDGE_S
     ]
-    return span.seconds < MURMUR_S and len(inside) <= MURMUR_WORDS and is_murmur(inside)
+    short = span.seconds < SHORT_S and len(inside) <= SHORT_WORDS
+    return Stretch(span.start_s, span.end_s, short, short and is_murmur(inside))
 
 
 def _takes(turn: UserTurn, speech: Sequence[Stretch]) -> Event:
     """The agent's first turn from EARLY_S before the user's end to TAKES_WITHIN_S after it, which outlasts it."""
     end_s = turn.end_s
     for stretch in speech:
-        in_time = end_s - EARLY_S <= stretch.start_s <= end_s + TAKES_WITHIN_S
-        if in_time and stretch.end_s > end_s and not stretch.murmur:
-            delay_s = stretch.start_s - end_s
+        delay_s = round(stretch.start_s - end_s, 3)
+        if -EARLY_S <= delay_s <= TAKES_WITHIN_S and stretch.end_s > end_s and not stretch.murmur:
             return Event("turns", end_s, "met", f"began {delay_s * 1e3:+.0f} ms after the user's end", delay_s)
     late = next((s for s in speech if s.start_s > end_s + TAKES_WITHIN_S and not s.murmur), None)
     if any(s.start_s < end_s - EARLY_S and s.end_s > end_s and not s.murmur for s in speech):
@@ -122,7 +123,7 @@ def _takes(turn: UserTurn, speech: Sequence[Stretch]) -> Event:
         why = f"began only {late.start_s - end_s:.2f} s after the user's end"
     else:
         why = "was not heard to speak after it"
-    return Event("turns", end_s, "missed", why, late.start_s - end_s if late else None)
+    return Event("turns", end_s, "missed", why, round(late.start_s - end_s, 3) if late else None)
 
 
 def _yields(turn: UserTurn, speech: Sequence[Stretch]) -> Event:
@@ -131,10 +132,10 @@ def _yields(turn: UserTurn, speech: Sequence[Stretch]) -> Event:
     broken = next((s for s in speech if s.start_s <= begin_s < s.end_s), None)
     if broken is None:
         return Event("yields", begin_s, "void", "had just fallen silent by itself: there was nothing to interrupt")
-    delay_s = broken.end_s - begin_s
+    delay_s = round(broken.end_s - begin_s, 3)
     if delay_s > YIELDS_WITHIN_S:
         return Event("yields", begin_s, "missed", f"went on for {delay_s:.2f} s", delay_s)
-    if any(begin_s < s.start_s < turn.end_s - EARLY_S and not s.murmur for s in speech):
+    if any(begin_s < s.start_s < turn.end_s - EARLY_S and not s.short for s in speech):
         return Event("yields", begin_s, "missed", f"fell silent after {delay_s * 1e3:.0f} ms, then spoke on", delay_s)
     return Event("yields", begin_s, "met", f"fell silent after {delay_s * 1e3:.0f} ms", delay_s)
 
@@ -148,10 +149,10 @@ def _unspoken(why: str, at_s: float) -> Event:
 
 def _waits(pause: Span, speech: Sequence[Stretch]) -> Event:
     for stretch in speech:
-        if not stretch.murmur and stretch.start_s < pause.end_s + REACTION_S and stretch.end_s > pause.start_s:
+        if not stretch.short and stretch.start_s < pause.end_s + REACTION_S and stretch.end_s > pause.start_s:
             early = stretch.start_s < pause.start_s
             why = "was speaking when the pause began" if early else "spoke in the user's pause"
-            return Event("pauses", pause.start_s, "missed", why, stretch.start_s - pause.start_s)
+            return Event("pauses", pause.start_s, "missed", why)
     return Event("pauses", pause.start_s, "met", f"waited through {pause.seconds:.1f} s")
 
 

@@ -40,12 +40,11 @@ class Ear:
 
     def __init__(self) -> None:
         self._rest: Samples = np.zeros(0, dtype=np.float32)
-        self.spoken_s = 0.0
-        self.silent_s = 0.0
+        self._spoken = self._silent = 0  # frames: sums of 0.08 would drift
 
     def reset(self) -> None:
         """A new line's answer is listened for."""
-        self.spoken_s = 0.0
+        self._spoken = 0
 
     def hear(self, pcm: Samples) -> None:
         """pcm: [n] float32 at 24 kHz, any number of samples."""
@@ -53,10 +52,20 @@ class Ear:
         while len(self._rest) >= FRAME_SAMPLES:
             frame, self._rest = self._rest[:FRAME_SAMPLES], self._rest[FRAME_SAMPLES:]
             if float(np.sqrt(np.mean(np.square(frame, dtype=np.float64)))) > LOUD:
-                self.spoken_s += FRAME_S
-                self.silent_s = 0.0
+                self._spoken += 1
+                self._silent = 0
             else:
-                self.silent_s += FRAME_S
+                self._silent += 1
+
+    @property
+    def spoken_s(self) -> float:
+        """How long the agent has been speaking, breaths not counted."""
+        return self._spoken * FRAME_S
+
+    @property
+    def silent_s(self) -> float:
+        """How long it has been silent."""
+        return self._silent * FRAME_S
 
     @property
     def begun(self) -> bool:

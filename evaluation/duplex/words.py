@@ -16,26 +16,28 @@ _ONES = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
 _TENS = ("zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_NUMERALS = frozenset([*_ONES, *_TENS, "hundred", "thousand", "million"])
+_SMALL = frozenset([*_ONES, *_TENS])
+_NUMERALS = _SMALL | {"hundred", "thousand", "million"}
 
 _SAME = {
     "ok": "okay", "gonna": "going to", "wanna": "want to", "cannot": "can not", "can't": "can not",
-    "won't": "will not", "anytime": "any time", "goodbye": "good bye",
+    "won't": "will not", "anytime": "any time", "goodbye": "good bye", "alright": "all right",
 }  # fmt: skip
 _ENDINGS = (("n't", " not"), ("'re", " are"), ("'m", " am"), ("'ll", " will"), ("'ve", " have"))
 
 # What somebody says who goes on listening. Longer or other words, and it is a turn of their own ("yes" answers).
 _MURMURS = frozenset((
-    "ah", "aha", "alright", "hm", "hmm", "huh", "mhm", "mm", "mmm", "oh", "okay", "ooh", "really", "right", "sure",
+    "ah", "aha", "hm", "hmm", "huh", "mhm", "mm", "mmm", "oh", "okay", "ooh", "really", "right", "sure",
     "uh", "uhm", "um", "wow", "yeah", "yep",
 ))  # fmt: skip
-_MURMURED = frozenset(("go on", "i see", "oh i see", "got it", "no way"))
+_MURMURED = frozenset(("all right", "go on", "got it", "i see", "oh i see", "no way"))
 
 
 def spoken(text: str) -> list[str]:
     """A text's words: lower case, no punctuation, numbers and common contractions spelled out.
 
-    Half hours have one form ("half past six" and "6:30" are "six thirty"), and so have hundreds ("a hundred and ten").
+    Numbers that can be said in several ways have one form: "half past six" and "6:30" are "six thirty", "a hundred" is
+    "one hundred", "a hundred and twenty" is "one twenty" as "890" is "eight ninety".
     """
     words: list[str] = []
     # "uh-huh" is two words, "25-minute" as well; typographic apostrophes are apostrophes.
@@ -55,17 +57,27 @@ def errors(said: Sequence[str], heard: Sequence[str]) -> int:
 
 
 def contains(heard: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether `wanted` stands somewhere in `heard`, word after word, "dollars" aside.
+    """Whether `wanted` stands in `heard`, word after word; "dollars" and where words are parted do not matter.
 
-    From five letters on one letter may differ, for a name has many spellings ("Clara", "Klara").
+    Per word of five letters or more one letter may differ, for a name has many spellings ("Clara", "Klara"). Numbers
+    are exact, and not part of a longer one: "twenty six" is not "six".
     """
     left, right = ([word for word in words if word not in ("dollar", "dollars")] for words in (heard, wanted))
-    if not right:
-        return False
-    return any(
-        all(_alike(a, b) for a, b in zip(left[start:], right, strict=False))
-        for start in range(len(left) - len(right) + 1)
+    text = "".join(right)
+    exact = any(word in _NUMERALS for word in right)
+    letters = 0 if exact else sum(len(word) >= 5 for word in right)
+    counts = range(max(1, len(right) - 1), len(right) + 2)
+    places = [(start, start + count) for count in counts for start in range(len(left) - count + 1)]
+    return bool(right) and any(
+        errors("".join(left[start:stop]), text) <= letters and not _cuts_number(left, start, stop)
+        for start, stop in places
     )
+
+
+def _cuts_number(words: Sequence[str], start: int, stop: int) -> bool:
+    """Whether a number goes on beyond one end of `words[start:stop]`."""
+    pairs = (words[max(0, edge - 1) : edge + 1] for edge in (start, stop))
+    return any(len(pair) == 2 and all(word in _NUMERALS for word in pair) for pair in pairs)
 
 
 def is_murmur(words: Sequence[str]) -> bool:
@@ -124,17 +136,20 @@ def _year_or_cardinal(digits: str) -> list[str]:
 def _one_form(words: Sequence[str]) -> list[str]:
     out: list[str] = []
     for place, word in enumerate(words):
-        following = words[place + 1] if place + 1 < len(words) else ""
+        before, following, beyond = (
+            words[at] if 0 <= at < len(words) else "" for at in (place - 1, place + 1, place + 2)
+        )
+        dropped = (word == "and" and before in ("hundred", "thousand") and following in _NUMERALS) or (
+            word == "hundred"
+            and before in (*_NUMERALS, "a")
+            and (beyond if following == "and" else following) in _SMALL
+        )
+        if dropped:
+            continue
         if word == "a" and following in ("hundred", "thousand", "million"):
             out.append("one")
-        elif word == "and" and out and out[-1] in ("hundred", "thousand") and following in _NUMERALS:
-            continue
         elif out[-2:] == ["half", "past"]:
             out[-2:] = [word, "thirty"]
         else:
             out.append(word)
     return out
-
-
-def _alike(one: str, other: str) -> bool:
-    return one == other or (min(len(one), len(other)) >= 5 and errors(one, other) <= 1)
