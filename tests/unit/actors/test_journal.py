@@ -218,3 +218,46 @@ def test_a_change_of_sampling_is_a_control() -> None:
     assert journal.controls == [Control(2, "sampling", (0.0, 1, 0.0, 1))]
     with pytest.raises(JournalError, match="no control 'dance'"):
         journal.control(2, "dance", [])
+
+
+def test_audio_is_kept_for_what_is_under_way_as_well() -> None:
+    """A rebuild counts back from what was answered, while frames that are not answered yet push audio out."""
+    journal = grown(60, heard_ahead=journal_module.PCM_AHEAD)
+    encoder, decoder = journal.codec_pasts()
+    assert (encoder.next_frame, len(encoder.rows)) == (60, 5) == (decoder.next_frame, len(decoder.rows))
+    assert np.array_equal(encoder.rows, np.stack([row(1920, frame) for frame in range(55, 60)]))
+    assert np.array_equal(decoder.rows, np.stack([row(8, frame + 1) for frame in range(55, 60)]))
+    assert encoder.first_frame == 55
+
+
+def test_an_excerpt_is_small_and_cannot_be_continued() -> None:
+    journal = grown(12, receptive_s=0.8, heard_ahead=3)
+    journal.pending = row(17, 99)[None]
+    part = Journal.from_bytes(journal.excerpt(9).to_bytes())
+    assert (part.first_row, part.next_frame, part.heard_frames) == (9, 12, 15)
+    assert np.array_equal(part.rows.array(), np.stack([row(17, frame) for frame in (9, 10, 11)]))
+    assert np.array_equal(part.agent_codes.array(), np.stack([row(8, frame + 1) for frame in (9, 10, 11)]))
+    assert np.array_equal(part.pending, journal.pending)
+    assert len(part.pcm.array()) == 0
+    for ask in (part.past, part.codec_pasts):
+        with pytest.raises(JournalError, match="excerpt"):
+            ask()
+    assert not journal.is_excerpt
+    assert journal.codec_pasts()[0].next_frame == 12
+
+
+@pytest.mark.parametrize("first_row", [0, 2, 12, 500])
+def test_an_excerpt_gives_what_is_kept_of_what_is_asked_for(first_row: int) -> None:
+    journal = grown(12)
+    journal.anchor(10, 4)
+    part = Journal.from_bytes(journal.excerpt(first_row).to_bytes())
+    assert (part.first_row, part.next_frame) == (min(max(first_row, 4), 12), 12)
+    assert (part.user_codes.start, part.user_codes.next) == (min(max(first_row, 7), 12), 12)
+    assert part.anchor_frame == 10
+
+
+def test_a_journal_whose_audio_begins_too_late_is_none() -> None:
+    journal = grown(5, heard_ahead=3)
+    journal.pcm.drop_before(6)
+    with pytest.raises(JournalError, match="from 6 on"):
+        Journal.from_bytes(journal.to_bytes())

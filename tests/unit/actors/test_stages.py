@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from actors.codec_stage import DecoderStage, EncoderStage
 from actors.converse_stage import EngineStage
-from actors.errors import BadRequest, StaleEpoch
-from graphs.stages import CodecStage, ConverseStage, FrameKey, SessionSpec, StageBatch, Verdict, empty_batch
+from actors.errors import BadRequest, JournalError, StaleEpoch
+from graphs.stages import CodecPast, CodecStage, ConverseStage, FrameKey, SessionSpec, StageBatch, Verdict, empty_batch
 from tests.actor_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine
 
 Rows = npt.NDArray[np.int16]
@@ -188,3 +189,95 @@ def test_codes_out_of_range_do_not_reach_the_engine() -> None:
     reply = stage.step(batch(8, ("a", 1, 0, CARD), ("b", 1, 0, 4)))
     assert reply.frames.verdicts == (Verdict.FAILED, Verdict.DONE)
     assert not reply.frames.data[0].any()
+
+
+# ---- what was held elsewhere ----
+
+
+def past(width: int, frames: int) -> CodecPast:
+    return CodecPast(np.arange(frames * width, dtype=np.int16).reshape(frames, width) % 7, frames)
+
+
+def test_a_stream_with_a_past_takes_its_frames_when_it_has_caught_up() -> None:
+    lost, found = (EncoderStage(FakeEncoderLane(SLOTS), SLOTS) for _ in range(2))
+    lost.open("a", 1, 0)
+    for frame, pcm in enumerate(past(1920, 3).rows):
+        lost.step(StageBatch((FrameKey("a", 1, frame),), pcm[None]))
+    want = lost.step(batch(1920, ("a", 1, 3, 5))).data
+
+    assert found.open("a", 2, 1, past(1920, 3))
+    for left in (1, 1, 0):
+        early = found.step(batch(1920, ("a", 2, 3, 5)))
+        assert (early.verdicts, early.details) == ((Verdict.NEED,), (3,))
+        reply = found.rebuild(0.0)
+        assert reply == ((("a", 2),) if not left else (), left)
+    assert found.rebuild(1.0) == ((), 0)
+    np.testing.assert_array_equal(found.step(batch(1920, ("a", 2, 3, 5))).data, want)
+    assert found.step(batch(1920, ("a", 2, 2, 5))).verdicts == (Verdict.NEED,), "what it did elsewhere is not here"
+
+
+def test_the_same_open_again_does_not_begin_a_rebuild_anew() -> None:
+    stage = EncoderStage(FakeEncoderLane(SLOTS), SLOTS)
+    stage.open("a", 1, 0, past(1920, 3))
+    stage.rebuild(0.0)
+    stage.open("a", 1, 0, past(1920, 3))
+    assert [stage.rebuild(0.0).pending for _ in range(2)] == [1, 0]
+
+
+def test_a_rebuild_ends_with_its_call_or_its_epoch() -> None:
+    lane = FakeEncoderLane(SLOTS)
+    stage = EncoderStage(lane, SLOTS)
+    stage.open("a", 1, 0, past(1920, 3))
+    stage.rebuild(0.0)
+    stage.close("a", 1)
+    assert (stage.rebuild(1.0), lane.state[0]) == (((), 0), 0)
+    stage.open("b", 1, 0, past(1920, 3))
+    stage.open("b", 2, 1)
+    assert stage.rebuild(1.0) == ((), 0)
+    assert stage.step(batch(1920, ("b", 2, 0, 5))).verdicts == (Verdict.DONE,)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        CodecPast(np.full((3, 8), CARD, dtype=np.int16), 3),
+        CodecPast(np.full((3, 8), -1, dtype=np.int16), 3),
+        CodecPast(np.zeros((3, 9), dtype=np.int16), 3),
+        CodecPast(np.zeros((3, 8), dtype=np.int16), 2),
+        CodecPast(np.zeros((3, 8), dtype=np.int32), 3),  # type: ignore[arg-type] # the mistake
+    ],
+)
+def test_a_past_that_cannot_be_is_refused_and_holds_nothing(bad: CodecPast) -> None:
+    stage = DecoderStage(FakeDecoderLane(SLOTS), SLOTS, CARD)
+    with pytest.raises(JournalError):
+        stage.open("a", 1, 0, bad)
+    assert stage.rebuild(1.0) == ((), 0)
+    stage.open("b", 1, 0)
+
+
+def test_a_past_without_audio_is_gone_on_from_at_once_and_said_to_be_inexact() -> None:
+    stage = DecoderStage(FakeRewindable(SLOTS), SLOTS, CARD)
+    assert not stage.open("a", 1, 0, CodecPast(np.zeros((0, 8), dtype=np.int16), 40))
+    assert stage.step(batch(8, ("a", 1, 40, 1))).verdicts == (Verdict.DONE,)
+
+
+class FakeRewindable(FakeDecoderLane):
+    def snapshot(self, slot: int) -> dict[str, torch.Tensor]:
+        return {"frames": torch.zeros((), dtype=torch.int64)}
+
+    def restore(self, slot: int, snapshot: dict[str, torch.Tensor]) -> None:
+        assert snapshot["frames"].item() == 40
+
+
+def test_a_stage_lets_go_of_everything() -> None:
+    codec, (engine, converse) = EncoderStage(FakeEncoderLane(SLOTS), SLOTS), primed("a", "b")
+    codec.open("a", 3, 0)
+    codec.open("b", 1, 1, past(1920, 3))
+    for stage in (codec, converse):
+        stage.clear()
+        stage.clear()
+    assert engine.open_slots == set()
+    assert codec.rebuild(1.0) == ((), 0)
+    with pytest.raises(StaleEpoch):
+        codec.open("a", 3, 0)
+    codec.open("a", 4, 1)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from actors.errors import Draining, EngineLost, NoCapacity, StaleEpoch
-from actors.messages import CloseRequest, Failed, OpenRequest, Ready, ReplicaReport
+from actors.messages import CloseRequest, Failed, FrameOut, Move, OpenRequest, Ready, ReplicaReport
 from serving import replica_host
-from serving.replica_host import HostConfig, ReplicaHost
+from serving.replica_host import HostConfig, ReplicaHost, Stages
 from serving.router import AcquireRequest, ReportReply, RouterConfig, SessionRouter
 from serving.trunk_client import Trunk
 from serving.trunk_server import TrunkConfig
-from tests.actor_fakes import Bench, frame_in, request
+from tests.actor_fakes import Bench, alone, frame_in, request, settle
 
 TRUNK = TrunkConfig(secret="a secret of the tests", ping_s=0.5, dead_s=10.0)
 
@@ -65,11 +66,13 @@ class Site:
 
 
 @asynccontextmanager
-async def hosted(interval_s: float = 30.0) -> AsyncIterator[Site]:
+async def hosted(
+    interval_s: float = 30.0, repair: Callable[[str | None], Awaitable[Stages]] | None = None
+) -> AsyncIterator[Site]:
     """Beats are so far apart that whatever a test waits for has to come by itself."""
     bench, line = Bench(slots=2), RouterLine()
     config = HostConfig("r1", "n1", "127.0.0.1", interval_s, TRUNK)
-    host = ReplicaHost(bench.replica, line, config)
+    host = ReplicaHost(bench.replica, line, config, repair, bench.clock)
     await host.start()
     trunk = await Trunk.connect(host.report().address, "i1", TRUNK)
     try:
@@ -182,3 +185,152 @@ async def test_a_stage_that_dies_while_nobody_talks_is_noticed(monkeypatch: pyte
         await site.line.until(lambda: not site.line.reports[-1].admitting)
         with pytest.raises(EngineLost):
             site.host.check()
+
+
+async def test_it_is_emptied_on_the_routers_wish_and_then_asks_to_be_replaced() -> None:
+    async with hosted(interval_s=0.01) as site:
+        await site.line.until_busy(0)
+        inbox = await site.open(await grant(site.line, "a"))
+        assert isinstance(await asyncio.wait_for(inbox.get(), 5), Ready)
+        await site.line.until_busy(1)
+        site.line.router.drain("r1")
+        assert await asyncio.wait_for(inbox.get(), 5) == Move("a", 1, "drain")
+        site.host.check()
+        await site.trunk.send(CloseRequest("a", 1, "moved"))
+        await site.line.until(lambda: site.bench.replica.drained)
+        with pytest.raises(Draining):
+            site.host.check()
+
+
+async def test_what_was_moved_away_lets_a_stopping_replica_go_at_once() -> None:
+    async with hosted() as site:
+        await site.line.until_busy(0)
+        inboxes = [await site.open(await grant(site.line, session)) for session in "ab"]
+        for inbox in inboxes:
+            await asyncio.wait_for(inbox.get(), 5)
+        stopping = asyncio.create_task(site.host.stop(drain_s=3600.0))
+        for session, inbox in zip("ab", inboxes, strict=True):
+            assert isinstance(await asyncio.wait_for(inbox.get(), 5), Move)
+            await site.trunk.send(CloseRequest(session, 1, "moved"))
+        await asyncio.wait_for(stopping, 5)
+        assert site.line.router.status().replicas == 0
+
+
+async def test_it_stops_although_the_router_is_away() -> None:
+    async with hosted() as site:
+        await site.line.until_busy(0)
+
+        async def away(replica: str) -> None:
+            raise ConnectionError("away")
+
+        site.line.forget = away  # type: ignore[method-assign] # a line that is cut
+        await asyncio.wait_for(site.host.stop(drain_s=1.0), 5)
+
+
+async def test_a_router_that_is_away_costs_no_call_with_a_trunk_and_every_orphan() -> None:
+    async with hosted(interval_s=0.01) as site:
+        await site.line.until_busy(0)
+        asked = replace(await grant(site.line, "a"), resumable=True)
+        inbox, other = await site.open(asked), await Trunk.connect(site.host.report().address, "i2", TRUNK)
+        assert isinstance(await asyncio.wait_for(inbox.get(), 5), Ready)
+        lost: asyncio.Queue[object] = asyncio.Queue()
+        other.attach("b", 1, lost.put_nowait)
+        await other.send(replace(await grant(site.line, "b"), resumable=True))
+        assert isinstance(await asyncio.wait_for(lost.get(), 5), Ready)
+        await other.close()
+        await site.line.until(lambda: any(slot.orphan for slot in site.line.reports[-1].busy))
+        site.line.cut = True
+        await site.bench.clock.advance(61.0)  # a lease is 60 s here, by the replica's own clock
+        assert [slot.session for slot in site.bench.replica.report()] == ["a"]
+        await site.trunk.send(frame_in("a", 0))
+        assert isinstance(await asyncio.wait_for(inbox.get(), 5), FrameOut)
+
+
+class Workshop:
+    """Replaces a bench's stages as the actors would be replaced; each time from scratch."""
+
+    def __init__(self) -> None:
+        self.asked: list[str | None] = []
+        self.go = asyncio.Event()
+        self.fails = False
+        self.benches: list[Bench] = []
+
+    async def __call__(self, failed: str | None) -> Stages:
+        self.asked.append(failed)
+        await self.go.wait()
+        if self.fails:
+            raise RuntimeError("the GPU is gone")
+        self.benches.append(Bench(slots=2))
+        bench = self.benches[-1]
+        return bench.encoder, bench.converse, bench.decoder
+
+
+async def test_a_dead_stage_is_replaced_in_place() -> None:
+    workshop = Workshop()
+    async with hosted(interval_s=0.01, repair=workshop) as site:
+        await site.line.until_busy(0)
+        inbox = await site.open(await grant(site.line, "a"))
+        await asyncio.wait_for(inbox.get(), 5)
+        site.bench.decoder.errors["step"] = RuntimeError("the process is gone")
+        await site.trunk.send(frame_in("a", 0))
+        failed = await asyncio.wait_for(inbox.get(), 5)
+        assert isinstance(failed, Failed)
+        await site.line.until(lambda: not site.line.reports[-1].admitting)
+        site.host.check()  # Serve has nothing to do
+        assert workshop.asked == ["decoder"]
+        workshop.go.set()
+        await site.line.until(lambda: site.line.reports[-1].admitting)
+        await site.trunk.send(CloseRequest("a", 1, "it failed"))
+        again = await site.open(await grant(site.line, "b"))
+        assert isinstance(await asyncio.wait_for(again.get(), 5), Ready)
+        await site.trunk.send(frame_in("b", 0))
+        out = await asyncio.wait_for(again.get(), 5)
+        assert isinstance(out, FrameOut)
+        assert out.text_token == alone("b", 1)[0].text_token
+        site.host.check()
+
+
+async def test_what_cannot_be_repaired_is_left_to_serve() -> None:
+    workshop = Workshop()
+    workshop.fails = True
+    async with hosted(interval_s=0.01, repair=workshop) as site:
+        await site.line.until_busy(0)
+        site.bench.converse.errors["close"] = RuntimeError("the process is gone")
+        await site.bench.replica.probe()
+        site.host.check()
+        workshop.go.set()
+        async with asyncio.timeout(5):
+            while not site.host._tasks[0].done():
+                await settle(1)
+        with pytest.raises(EngineLost):
+            site.host.check()
+
+
+async def test_stages_that_die_again_and_again_are_not_repaired_for_ever() -> None:
+    workshop = Workshop()
+    workshop.go.set()
+    async with hosted(repair=workshop) as site:
+        bench = site.bench
+        for repairs in range(1, replica_host.MOST_REPAIRS + 1):
+            bench.encoder.errors["close"] = RuntimeError("again")
+            await site.bench.replica.probe()
+            async with asyncio.timeout(5):
+                while not site.bench.replica.healthy:
+                    await settle(1)
+            assert len(workshop.asked) == repairs
+            bench = workshop.benches[-1]
+        bench.encoder.errors["close"] = RuntimeError("once too often")
+        await site.bench.replica.probe()
+        async with asyncio.timeout(5):
+            while not site.host._tasks[0].done():
+                await settle(1)
+        with pytest.raises(EngineLost):
+            site.host.check()
+        assert len(workshop.asked) == replica_host.MOST_REPAIRS
+
+
+async def test_it_may_be_stopped_in_the_middle_of_a_repair() -> None:
+    async with hosted(repair=Workshop()) as site:
+        site.bench.encoder.errors["close"] = RuntimeError("the process is gone")
+        await site.bench.replica.probe()
+        await asyncio.wait_for(site.host.stop(drain_s=5.0), 5)
