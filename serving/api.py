@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import FastAPI, Query, Request, WebSocket
+from fastapi import APIRouter, FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -34,6 +34,7 @@ class IngressParts:
     tenants: Tenants
     chat: ChatEndpoint
     status: Callable[[], Awaitable[RouterStatus]]
+    admin: APIRouter | None = None  # serving.admin's
 
 
 def build_api(parts: IngressParts, on_shutdown: Shutdown) -> FastAPI:
@@ -54,6 +55,8 @@ def build_api(parts: IngressParts, on_shutdown: Shutdown) -> FastAPI:
     async def chat(socket: WebSocket) -> None:
         await parts.chat.serve(socket)
 
+    if parts.admin is not None:
+        api.include_router(parts.admin)
     api.mount("/", WebPage())
     return api
 

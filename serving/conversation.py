@@ -78,6 +78,10 @@ class Conversation:
         return self.holding.epoch
 
     @property
+    def over(self) -> bool:
+        return self._over.is_set()
+
+    @property
     def frames_sent(self) -> int:
         return self.journal.heard_frames
 

@@ -8,6 +8,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
+from serving.admin import admin_routes
 from serving.api import IngressParts, build_api
 from serving.ingress_chat import ChatEndpoint, ServedModel
 from serving.plan import Plan
@@ -43,7 +44,8 @@ class Ingress:
         tenants = Tenants.load(settings.keys_file)
         model = ServedModel(catalog.model, catalog.trained, catalog.default_voice)
         chat = ChatEndpoint(self._hub, tenants, settings, model, Tickets(plan.trunk.secret))
-        self._parts = IngressParts(catalog, tenants, chat, self._router.status)
+        admin = admin_routes(self._hub, self._router, self._trunks, tenants)
+        self._parts = IngressParts(catalog, tenants, chat, self._router.status, admin)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._parts, self._close)

@@ -109,6 +109,10 @@ class ConversationHub:
         """Those that hold a slot, parked ones included."""
         return tuple(self._conversations)
 
+    def find(self, session: str) -> Conversation | None:
+        """The conversation of this name, if it is alive here."""
+        return next((each for each in self._conversations if each.session == session and not each.over), None)
+
     async def hang_up(self, reason: str) -> None:
         """Fail every conversation with Draining, whose close code tells clients to come back; wait for them to go.
         The slots of those that hold a resume token wait for them at their replicas."""

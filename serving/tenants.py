@@ -5,6 +5,7 @@ A keys file is TOML or JSON:
     [[tenants]]
     name = "acme"
     max_conversations = 10                     # at once, in the whole cluster; left out: no limit
+    admin = true                               # may use /admin; left out: it may not
     keys = ["sha256:9f86d081884c7d65…"]        # as `printf %s "$KEY" | sha256sum` prints it
 
 Keys are random and long, so a plain hash is enough: there is no short secret to guess behind it. Finding one is
@@ -31,6 +32,7 @@ class Tenant:
 
     name: str
     max_conversations: int | None = None
+    admin: bool = False  # may look after the system: /admin
 
 
 OPEN_TENANT = Tenant("local")  # whoever reaches a server without keys; it listens on loopback alone
@@ -45,6 +47,7 @@ class _TenantEntry(BaseModel):
 
     name: str = Field(min_length=1, max_length=100)
     max_conversations: int | None = Field(default=None, ge=1)
+    admin: bool = False
     keys: list[str] = Field(min_length=1)
 
 
@@ -82,7 +85,7 @@ class Tenants:
             raise KeysFileError(f"keys file {path}: {where}: {first['msg']}") from None
         by_hash: dict[str, Tenant] = {}
         for entry in entries:
-            tenant = Tenant(entry.name, entry.max_conversations)
+            tenant = Tenant(entry.name, entry.max_conversations, entry.admin)
             for key in entry.keys:
                 digest = _digest_of(key, path, entry.name)
                 if by_hash.setdefault(digest, tenant) != tenant:
