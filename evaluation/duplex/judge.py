@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.duplex.items import item_folders, write_json
-from evaluation.duplex.judges import RATE, Audio, Judges, NoJudges, similarities
+from evaluation.duplex.judges import RATE, Audio, Judges, NoJudges, missing, similarities
 from evaluation.duplex.recording import CONVERSATION, RECORDING
 from evaluation.duplex.score import LEAST_VOICE_S
 from evaluation.duplex.verdicts import JUDGED, REFERENCES, Verdict
@@ -64,7 +64,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="the folder of an evaluation")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where Whisper's weights are put together")
+    parser.add_argument("--check", action="store_true", help="only say whether the judges are here")
     arguments = parser.parse_args()
+    if arguments.check:
+        return NO_JUDGES if missing() else 0
     todo = waiting(arguments.out)
     if not todo:
         return 0

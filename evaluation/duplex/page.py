@@ -14,7 +14,7 @@ from evaluation.duplex.gates import Result
 from evaluation.duplex.recording import CONVERSATION
 from evaluation.duplex.report import MEASURES, Judged, Report, tally
 from evaluation.duplex.score import Event
-from evaluation.duplex.timeline_svg import MEANS, SIGNS, timeline
+from evaluation.duplex.timeline_svg import MEANS, SIGNS, overview, timeline
 
 _HERE = Path(__file__).parent
 
@@ -85,7 +85,7 @@ def _gates(report: Report) -> str:
     return (
         f"<table>{head}{''.join(_gate(result) for result in report.results)}</table>"
         '<p class="faint">A gate has to be met, a goal is to be reached. The grey band is the 95 % interval of a share '
-        "of so few occasions, the black line what is wanted. Void: nothing could be measured.</p>"
+        "of so few occasions, the upright line what is wanted. Void: nothing could be measured.</p>"
         f"<details><summary>What is counted</summary><dl>{meanings}</dl></details>"
     )
 
@@ -127,8 +127,9 @@ def _conversation(entry: Judged) -> str:
 <div class="head"><h3>{escape(item.name)}</h3>
 <span class="faint">{escape(item.role)}, voice {escape(item.voice)}, {dialogue.seconds:.0f} s, {errors}</span>
 {"".join(_chips(entry))}</div>
+{overview(dialogue, entry.score)}
 <div class="rows"><div class="lanes"><span style="top:65px">user</span><span style="top:118px">agent</span></div>
-<div class="scroll">{timeline(dialogue, entry.score)}</div></div>
+<div class="scroll">{timeline(dialogue, entry.score, entry.loudness)}</div></div>
 <audio controls preload="none" src="{sound}"></audio>
 <details><summary>What was scored, and the words</summary>
 <div class="wide"><table class="events">{"".join(_event(event) for event in _missed_first(entry))}</table></div>

@@ -9,14 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
+
 from evaluation.duplex.dialogue import Dialogue
 from evaluation.duplex.gates import Result, judge
 from evaluation.duplex.items import Item, item_folders, read_item, write_json
 from evaluation.duplex.judge import is_judged
-from evaluation.duplex.recording import Recording, read_recording
+from evaluation.duplex.recording import CONVERSATION, Recording, read_recording
 from evaluation.duplex.run import FAILURE, RUN
 from evaluation.duplex.score import Measure, Score, score
 from evaluation.duplex.suites import SUITES, Suite
+from evaluation.duplex.user import FRAME_SAMPLES
 from evaluation.duplex.verdicts import Verdict, read_dialogue, read_verdict
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
@@ -32,6 +36,7 @@ class Judged:
     verdict: Verdict
     dialogue: Dialogue
     score: Score
+    loudness: tuple[float, ...]  # of the agent's channel, 0 to 1, a value each 80 ms
 
     @property
     def badness(self) -> tuple[float, float]:
@@ -93,7 +98,14 @@ def read_report(out: Path, now: datetime | None = None) -> Report:
             continue
         dialogue = read_dialogue(folder)
         judged.append(
-            Judged(read_item(folder), read_recording(folder), read_verdict(folder), dialogue, score(dialogue))
+            Judged(
+                read_item(folder),
+                read_recording(folder),
+                read_verdict(folder),
+                dialogue,
+                score(dialogue),
+                loudness(folder / CONVERSATION),
+            )
         )
     suite = SUITES[run["order"]["suite"]]
     results = judge([entry.score for entry in judged], suite.gates)
@@ -106,6 +118,14 @@ def read_report(out: Path, now: datetime | None = None) -> Report:
         tuple(sorted(judged, key=lambda entry: entry.badness)),
         tuple(not_held),
     )
+
+
+def loudness(path: Path) -> tuple[float, ...]:
+    """How loud the agent is in each frame, from 0 (-60 dB or less) to 1 (full scale)."""
+    sound, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    agent = sound[: len(sound) // FRAME_SAMPLES * FRAME_SAMPLES, 1].reshape(-1, FRAME_SAMPLES)
+    level = 20 * np.log10(np.sqrt(np.mean(np.square(agent), axis=1)) + 1e-6)
+    return tuple(np.clip(1 + level / 60, 0, 1).round(2).tolist())
 
 
 def _why_not(folder: Path) -> str:

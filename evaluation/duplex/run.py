@@ -126,6 +126,9 @@ def check_judges(python: Path) -> None:
     """Before an hour of conversations is held. Raises EvaluationError if there is nobody to judge them."""
     if not python.exists():
         raise EvaluationError(f"there is no {python}: {SETUP}")
+    check = [str(python), "-m", "evaluation.duplex.judge", "--check", "."]
+    if subprocess.run(check, cwd=REPOSITORY, check=False).returncode:
+        raise EvaluationError(f"judges are missing in {python.parents[1]}: {SETUP}")
 
 
 def to_hold(out: Path) -> list[Path]:
@@ -164,7 +167,6 @@ async def hold_all(
 
 def _module(python: Path, module: str, arguments: Sequence[str], on_line: Callable[[dict[str, Any]], None]) -> None:
     """Runs a module in the judges' environment and hands on the JSON it prints, line by line."""
-    check_judges(python)
     command = [str(python), "-m", module, *arguments]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

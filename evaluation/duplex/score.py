@@ -131,7 +131,7 @@ def _yields(turn: UserTurn, speech: Sequence[Stretch]) -> Event:
     begin_s = turn.start_s
     broken = next((s for s in speech if s.start_s <= begin_s < s.end_s), None)
     if broken is None:
-        return Event("yields", begin_s, "void", "had just fallen silent by itself: there was nothing to interrupt")
+        return Event("yields", begin_s, "void", "was not speaking just then: there was nothing to interrupt")
     delay_s = round(broken.end_s - begin_s, 3)
     if delay_s > YIELDS_WITHIN_S:
         return Event("yields", begin_s, "missed", f"went on for {delay_s:.2f} s", delay_s)

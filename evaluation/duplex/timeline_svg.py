@@ -7,6 +7,7 @@ from html import escape
 
 from evaluation.duplex.dialogue import Dialogue, UserTurn
 from evaluation.duplex.score import TAKES_WITHIN_S, YIELDS_WITHIN_S, Event, Score, stretches
+from evaluation.duplex.user import FRAME_S
 
 PIXELS_PER_S = 64.0
 SIGNS = {"met": "✓", "missed": "✗", "void": "–"}
@@ -14,16 +15,22 @@ SIGNS = {"met": "✓", "missed": "✗", "void": "–"}
 _LEFT = 10.0  # so that a mark at second 0 is whole
 _AXIS, _USER_TEXT, _USER, _MARKS, _AGENT, _WORDS = 14.0, 40.0, 66.0, 104.0, 118.0, 156.0  # y, px
 _BAR, _WORD_ROW, _WORD_ROWS, _TEXT_ROW = 22.0, 14.0, 3, 13.0
+_LETTER = 6.0  # of a word, on average
 HEIGHT = _WORDS + _WORD_ROWS * _WORD_ROW
 
 
-def timeline(dialogue: Dialogue, score: Score) -> str:
-    """Everything of one conversation on a scale of seconds. Colours are the page's."""
+def timeline(dialogue: Dialogue, score: Score, loudness: Sequence[float] = ()) -> str:
+    """Everything of one conversation on a scale of seconds. Colours are the page's.
+
+    loudness: the agent's channel, a value from 0 to 1 each FRAME_S, drawn behind its bars: what sounds and is no speech
+    is seen, too.
+    """
     width = _x(dialogue.seconds) + _LEFT
     shapes = [
         *_axis(dialogue.seconds),
         *(shape for event in score.events for shape in _window(event)),
         *_user(dialogue.turns),
+        _envelope(loudness),
         *_agent(dialogue),
         *(shape for event in score.events for shape in _mark(event)),
         f'<line class="playhead" x1="{_LEFT}" x2="{_LEFT}" y1="0" y2="{HEIGHT:.0f}"/>',
@@ -70,9 +77,42 @@ def _agent(dialogue: Dialogue) -> Iterable[str]:
         kind = "murmur" if stretch.murmur else "turn"
         title = f"{kind}, {stretch.start_s:.2f} to {stretch.end_s:.2f} s"
         yield _rect(stretch.start_s, stretch.end_s, _AGENT, _BAR, f"agent {kind}", title)
-    for number, word in enumerate(dialogue.words):
-        y = _WORDS + (number % _WORD_ROWS) * _WORD_ROW
-        yield f'<text class="word" x="{_x(word.start_s):.1f}" y="{y:.0f}">{escape(word.text)}</text>'
+    free = [0.0] * _WORD_ROWS  # where each row ends
+    for word in dialogue.words:
+        x = _x(word.start_s)
+        row = next((row for row, end in enumerate(free) if end <= x), free.index(min(free)))
+        free[row] = x + (len(word.text) + 1) * _LETTER
+        y = _WORDS + row * _WORD_ROW
+        yield f'<text class="word" x="{x:.1f}" y="{y:.0f}">{escape(word.text)}</text>'
+
+
+def _envelope(loudness: Sequence[float]) -> str:
+    middle, half = _AGENT + _BAR / 2, _BAR / 2 - 2
+    upper = [f"{_x((n + 0.5) * FRAME_S):.1f},{middle - half * value:.1f}" for n, value in enumerate(loudness)]
+    lower = [f"{_x((n + 0.5) * FRAME_S):.1f},{middle + half * value:.1f}" for n, value in enumerate(loudness)]
+    return f'<polygon class="sound" points="{" ".join([*upper, *reversed(lower)])}"/>' if loudness else ""
+
+
+def overview(dialogue: Dialogue, score: Score) -> str:
+    """The whole conversation in the width there is: who speaks when, and a line where something was missed."""
+    bars = [
+        f'<rect class="user {turn.kind}" x="{span.start_s:.2f}" y="2" width="{span.seconds:.2f}" height="9"/>'
+        for turn in dialogue.turns
+        for span in turn.spans
+    ]
+    bars += [
+        f'<rect class="agent" x="{span.start_s:.2f}" y="15" width="{span.seconds:.2f}" height="9"/>'
+        for span in dialogue.speech
+    ]
+    bars += [
+        f'<line class="missed" x1="{event.at_s:.2f}" x2="{event.at_s:.2f}" y1="0" y2="26"/>'
+        for event in score.events
+        if event.outcome == "missed" and event.measure != "voice"
+    ]
+    return (
+        f'<svg class="timeline overview" viewBox="0 0 {max(1.0, dialogue.seconds):.2f} 26" preserveAspectRatio="none" '
+        f'aria-hidden="true">{"".join(bars)}</svg>'
+    )
 
 
 def _mark(event: Event) -> Iterable[str]:
