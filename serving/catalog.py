@@ -12,6 +12,7 @@ class Catalog:
     model: str
     trained: bool
     voices: tuple[str, ...]
+    codec_frames: int = 1000  # of 80 ms, on which the codec's state depends; the published Mimi's are 998
 
     @property
     def default_voice(self) -> str:
@@ -31,4 +32,5 @@ class Catalog:
         from models.checkpoint import load_checkpoint  # torch: two seconds that an ingress never needs
 
         loaded = load_checkpoint(checkpoint, parts=frozenset())
-        return cls(loaded.name, loaded.trained, tuple(sorted(loaded.voices.names())))
+        voices = tuple(sorted(loaded.voices.names()))
+        return cls(loaded.name, loaded.trained, voices, loaded.mimi_config.receptive_frames)

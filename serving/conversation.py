@@ -25,12 +25,7 @@ from serving.settings import FRAME_S, ServeSettings
 from serving.telemetry import ConversationTrace
 from serving.tenure import Tenure
 
-__all__ = ["MAX_IN_FLIGHT", "Conversation", "TrunkPort", "TrunkSource", "journal_s"]
-
-
-def journal_s(recovery_s: float) -> float:
-    """Seconds of audio a journal keeps: what a codec's state depends on, and what is heard during a recovery."""
-    return RECEPTIVE_S + recovery_s + MAX_IN_FLIGHT * FRAME_S
+__all__ = ["MAX_IN_FLIGHT", "Conversation", "TrunkPort", "TrunkSource"]
 
 
 class Conversation:
@@ -44,10 +39,12 @@ class Conversation:
         settings: ServeSettings,
         trace: ConversationTrace,
         clock: Clock,
+        *,
+        codec_s: float = RECEPTIVE_S,
     ) -> None:
         self.journal = journal
         self.holding = holding
-        self.tenure = Tenure(self, journal, holding, trunks, clock, settings.recovery_s)
+        self.tenure = Tenure(self, journal, holding, trunks, clock, settings.recovery_s, codec_s)
         self.first_frame = 0  # that this client is to get; those before it have been another's, or its own before
         self.left = asyncio.Event()  # set by the hub: nothing is left of it
         self._settings = settings

@@ -8,6 +8,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
+from actors.journal import FRAMES_PER_S
 from serving.admin import admin_routes
 from serving.api import IngressParts, build_api
 from serving.ingress_chat import ChatEndpoint, ServedModel
@@ -40,6 +41,7 @@ class Ingress:
             settings,
             telemetry=self._telemetry,
             has_voice=catalog.has_voice,
+            codec_s=catalog.codec_frames / FRAMES_PER_S,
         )
         tenants = Tenants.load(settings.keys_file)
         model = ServedModel(catalog.model, catalog.trained, catalog.default_voice)

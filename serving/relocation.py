@@ -151,7 +151,7 @@ class Relocation:
         if call.journal.next_frame == 0:
             home.ask(self._holding.request(home.grant.epoch, call.spec))
         elif home.takes_journals:
-            journal = snapshot(call.journal)
+            journal = snapshot(call.journal, call.codec_s)
             request = self._holding.request(home.grant.epoch, call.spec, journal_bytes=len(journal))
             await home.ask_to_go_on(request, journal)
         else:
@@ -275,9 +275,9 @@ class Shadow:
                 log.error("session %s: two replicas disagree on frame %d", journal.session, number)
 
 
-def snapshot(journal: Journal) -> bytes:
-    """A journal as of its last answer: what was heard since follows frame by frame, and is not needed twice."""
-    at = Journal(journal.session, journal.spec)
+def snapshot(journal: Journal, codec_s: float) -> bytes:
+    """A journal as of its last answer, with as much sound as a codec needs: what was heard since follows as frames."""
+    at = Journal(journal.session, journal.spec, codec_s)
     at.begin(journal.prompt_hash, journal.prompt_frames, journal.numerics_id)
     at.anchor_frame = journal.anchor_frame
     at.rows.fill(journal.rows.start, journal.rows.array())

@@ -19,9 +19,9 @@ from uuid import uuid4
 
 from actors.errors import BadRequest, Draining, ReplicaLost, RoleTooLong, UnknownVoice
 from actors.interfaces import Clock, MonotonicClock
-from actors.journal import Journal
+from actors.journal import RECEPTIVE_S, Journal
 from graphs.stages import SessionSpec
-from serving.conversation import Conversation, journal_s
+from serving.conversation import Conversation
 from serving.holding import Holding, Place
 from serving.home import Home, TrunkPort
 from serving.relocation import TrunkSource
@@ -37,7 +37,7 @@ MOST_REPLICAS_TRIED = 3
 
 
 class ConversationHub:
-    """All conversations of one ingress process."""
+    """All conversations of one ingress process. `codec_s`: how far back the codec's state depends on what it heard."""
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class ConversationHub:
         *,
         telemetry: Telemetry | None = None,
         has_voice: Callable[[str], bool] | None = None,
+        codec_s: float = RECEPTIVE_S,
         clock: Clock | None = None,
     ) -> None:
         self._router = router
@@ -56,6 +57,7 @@ class ConversationHub:
         self._settings = settings
         self._telemetry = telemetry or Telemetry.off()
         self._has_voice = has_voice
+        self._codec_s = codec_s
         self._clock: Clock = clock or MonotonicClock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversations: set[Conversation] = set()
@@ -77,8 +79,7 @@ class ConversationHub:
             holding = self._holding(session, tenant, resumable)
             with trace.span("admission"):
                 home = await self._first_home(holding)
-            journal = Journal(session, spec, journal_s(self._settings.recovery_s))
-            conversation = Conversation(journal, holding, self._trunks, self._settings, trace, self._clock)
+            conversation = self._conversation(Journal(session, spec, self._journal_s), holding, trace)
             async with self._held(conversation):
                 conversation.start(home)
                 yield conversation
@@ -90,11 +91,10 @@ class ConversationHub:
         Raises UnknownSession when the ticket opens nothing (any more), NoCapacity, ReplicaLost.
         """
         holding = self._holding(ticket.session, tenant, resumable=True)
-        receptive_s = journal_s(self._settings.recovery_s)
-        adopted = await adopt(holding, ticket, self._trunks, self._clock, receptive_s)
+        adopted = await adopt(holding, ticket, self._trunks, self._clock, self._journal_s)
         trace = self._telemetry.conversation(ticket.session, tenant.name, client, adopted.journal.spec)
         async with _traced(trace):
-            conversation = Conversation(adopted.journal, holding, self._trunks, self._settings, trace, self._clock)
+            conversation = self._conversation(adopted.journal, holding, trace)
             async with self._held(conversation):
                 conversation.go_on(adopted, missed)
                 yield conversation
@@ -141,6 +141,14 @@ class ConversationHub:
             raise BadRequest("The role is not valid Unicode text.") from None
         if self._has_voice is not None and not self._has_voice(spec.voice):
             raise UnknownVoice("There is no voice of this name.")
+
+    @property
+    def _journal_s(self) -> float:
+        """What a journal keeps: what a codec's state depends on, and what is heard during a recovery."""
+        return self._codec_s + self._settings.recovery_s
+
+    def _conversation(self, journal: Journal, holding: Holding, trace: ConversationTrace) -> Conversation:
+        return Conversation(journal, holding, self._trunks, self._settings, trace, self._clock, codec_s=self._codec_s)
 
     def _holding(self, session: str, tenant: Tenant, resumable: bool) -> Holding:
         return Holding(self._router, self._place, tenant, session, self._later, self._clock, resumable)

@@ -71,7 +71,14 @@ class Tenure:
     """The homes of one conversation, one after the other, and at most one that is being prepared."""
 
     def __init__(
-        self, speaker: Speaker, journal: Journal, holding: Holding, trunks: TrunkSource, clock: Clock, recovery_s: float
+        self,
+        speaker: Speaker,
+        journal: Journal,
+        holding: Holding,
+        trunks: TrunkSource,
+        clock: Clock,
+        recovery_s: float,
+        codec_s: float,
     ) -> None:
         self.journal = journal
         self.home: Home | None = None  # the slot it speaks from
@@ -85,7 +92,7 @@ class Tenure:
         self._holding = holding
         self._trunks = trunks
         self._clock = clock
-        self._recovery_s = recovery_s
+        self._recovery_s, self.codec_s = recovery_s, codec_s
         self._relocation: Relocation | None = None
         self._relocating: asyncio.Task[None] | None = None
 
