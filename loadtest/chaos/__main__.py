@@ -99,8 +99,8 @@ def _check(quiet: Conversations, order: Order) -> None:
         if log.failure is not None:
             raise SystemBroken(f"call {log.call} failed although nobody disturbed it: {log.failure}")
         if len(seen.tokens) < order.frames:
-            say(
-                f"call {log.call}: its journal showed {len(seen.tokens)} of {order.frames} frames although nobody "
+            raise SystemBroken(
+                f"the journal of call {log.call} showed {len(seen.tokens)} of {order.frames} frames although nobody "
                 f"disturbed it ({seen.trouble or 'no trouble'})"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -62,12 +63,12 @@ class AdminClient:
 
     async def replicas(self) -> list[dict[str, Any]]:
         answer = await self._get("/admin/replicas", {})
-        found = answer.get("data", answer.get("replicas"))
+        found = answer["data"]
         assert isinstance(found, list), answer
         return found
 
     async def drain(self, replica: str) -> None:
-        answer = await self._http.post(f"/admin/replicas/{replica}/drain")
+        answer = await self._http.post(f"/admin/replicas/{quote(replica, safe='')}/drain")
         answer.raise_for_status()
 
     async def close(self) -> None:

@@ -150,7 +150,7 @@ async def _to_the_end(
     """Until every call has been answered in full or has failed, and its journal was seen to the last frame."""
     striking = asyncio.ensure_future(strikes)
     try:
-        async with asyncio.timeout(order.seconds + 2 * GRACE_S):
+        async with asyncio.timeout(order.seconds + GRACE_S):
             await asyncio.gather(*(caller.over.wait() for caller in callers))
     except TimeoutError:
         for caller in callers:
