@@ -7,7 +7,6 @@ All slots speak in every step, over contexts that fill up until each has anchore
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -21,13 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.frame import device_name, pick_device, random_lm, shapes_of
-from benchmarks.prefill import NOBODY, noise_past, noise_prompt
+from benchmarks.conversations import noise_past, noise_prompt, open_all
+from benchmarks.setting import device_name, options, random_lm, setting
 from graphs.anchors import AnchorPolicy
 from graphs.backends import default_dtype
-from graphs.prefix_cache import PrefixCache
+from graphs.prefix_cache import PrefixCache, PrefixOwners
 from graphs.slot_engine import SlotEngine
-from graphs.stages import Sampling
 from models.config import AUDIO_CODEBOOKS
 from models.lm import LanguageModel
 
@@ -58,10 +56,7 @@ def measure(model: LanguageModel, slots: int, spares: int, prompt_frames: int) -
     plans = [policy.plan(config.window, prompt.frames, slot) for slot in range(slots)]
     firsts = [plan.first for plan in plans if plan is not None]
     past = noise_past(config, max(1, min(firsts) - policy.lead - FRAMES_BEFORE))
-    for slot in range(slots):
-        engine.open(slot, prompt, Sampling(), slot, past=past)
-    while engine.step([], NOBODY).pending:
-        pass
+    open_all(engine, range(slots), prompt, past, PrefixOwners())
     rows = 0
     step: Any = engine.frame_step  # watched, to see which steps have more than live rows
     run = step.run
@@ -95,22 +90,14 @@ def measure(model: LanguageModel, slots: int, spares: int, prompt_frames: int) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.anchors", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shape", default="demo", help="demo, 7b, or a checkpoint's folder")
+    parser = options("anchors", __doc__)
     parser.add_argument("--slots", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--spares", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--prompt", type=int, default=200, help="frames")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU; the server uses one")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     arguments = parser.parse_args(argv)
-    try:
-        device = pick_device(arguments.device)
-        lm, _ = shapes_of(arguments.shape)
-    except ValueError as error:
-        parser.error(str(error))
-    torch.set_num_threads(arguments.threads)
-    model = random_lm(lm, device, default_dtype(device))
+    chosen = setting(parser, arguments)
+    model = random_lm(chosen.lm, chosen.device, default_dtype(chosen.device))
     rows: list[AnchorRow] = []
     for slots in arguments.slots:
         for spares in arguments.spares:

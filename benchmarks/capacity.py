@@ -4,12 +4,12 @@
     python -m benchmarks.capacity --shape 7b --device cuda --json out/capacity.json --plot out/capacity.png
 
 A frame is encode + frame step + decode, one after the other: what it costs where the three share one processor or one
-GPU without MPS. Weights are random, sampling is on, the codec is at work; no Ray, no network.
+GPU without MPS. With --overlap they are under way at once, on streams of their own: encode of the next frame, step of
+this one, decode of the last. Weights are random, sampling is on, the codec is at work; no Ray, no network.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -19,16 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from benchmarks.frame import device_name, pick_device, random_lm, random_mimi, shapes_of
+from benchmarks.frame import KV_BACKENDS
+from benchmarks.setting import Setting, device_name, options, random_lm, random_mimi, setting
 from graphs.backends import default_dtype, make_cache
 from graphs.codec import DecoderLane, EncoderLane
 from graphs.frame_step import GENERATED, Emit, FrameStep
 from graphs.kv_cache import Span
 from graphs.slot_engine import DEFAULT_TILE
 from graphs.stages import Sampling
-from models.config import AUDIO_CODEBOOKS, FRAME_MS, FRAME_SAMPLES, STREAMS, UNGENERATED
+from models.config import FRAME_MS, FRAME_SAMPLES, STREAMS, UNGENERATED
 from models.lm import LanguageModel
 from models.mimi import Mimi
 
@@ -45,6 +47,8 @@ class CapacityRow:
     p99_ms: float
     device: str
     dtype: str
+    kv: str = ""  # the dtype of keys and values
+    overlap: bool = False  # encode, step and decode at once, else in turn
     fits: bool = True  # False: so many full contexts do not fit into the device's memory, nothing was measured
 
     @property
@@ -55,20 +59,31 @@ class CapacityRow:
 class CapacityBench:
     """One model and one codec, measured at any number of slots."""
 
-    def __init__(self, shape: str, device: torch.device, dtype: torch.dtype, frames: int) -> None:
-        """frames: measured per slot count; a p99 wants a few hundred. Raises ValueError for an unknown shape."""
-        lm, mimi = shapes_of(shape)
-        self._model: LanguageModel = random_lm(lm, device, dtype)
-        self._codec: Mimi = random_mimi(mimi, device)
-        self._device, self._frames = device, frames
+    def __init__(
+        self,
+        chosen: Setting,
+        dtype: torch.dtype,
+        frames: int,
+        *,
+        backend: str = "auto",
+        runner: str = "auto",
+        overlap: bool = False,
+    ) -> None:
+        """frames: measured per slot count; a p99 wants a few hundred. backend, runner: see graphs.backends, .codec."""
+        self._device, self._frames = chosen.device, frames
+        self._model: LanguageModel = random_lm(chosen.lm, chosen.device, dtype)
+        self._codec: Mimi = random_mimi(chosen.mimi, chosen.device)
+        self._runner = runner
+        self.backend, self.overlap = backend, overlap  # may be changed between measurements
 
     def measure(self, slots: int) -> CapacityRow:
+        """Frames of so many conversations with full contexts; a row that says so if they do not fit into memory."""
         dtype = str(self._model.dtype).removeprefix("torch.")
         name = device_name(self._device)
         try:
-            frame = self._frame(slots)
+            frame, kv = self._frame(slots)
         except torch.OutOfMemoryError:
-            return CapacityRow(slots, 0, 0.0, 0.0, name, dtype, fits=False)
+            return CapacityRow(slots, 0, 0.0, 0.0, name, dtype, overlap=self.overlap, fits=False)
         for _ in range(WARM_UP):
             frame()
         taken: list[float] = []
@@ -77,14 +92,17 @@ class CapacityBench:
             frame()  # its results are on the host when it returns: nothing is left to wait for
             taken.append((time.perf_counter() - begun) * 1e3)
         p99 = statistics.quantiles(taken, n=100)[98]
-        return CapacityRow(slots, self._frames, round(statistics.median(taken), 2), round(p99, 2), name, dtype)
+        p50 = statistics.median(taken)
+        return CapacityRow(slots, self._frames, round(p50, 2), round(p99, 2), name, dtype, kv, self.overlap)
 
-    def _frame(self, slots: int) -> Callable[[], None]:
+    def _frame(self, slots: int) -> tuple[Callable[[], None], str]:
+        """One call is a frame of all slots; and the dtype of their keys and values."""
         model, device = self._model, self._device
-        cache = make_cache(model.config, slots, DEFAULT_TILE, device=device, dtype=model.dtype)
+        cache = make_cache(model.config, slots, DEFAULT_TILE, device=device, dtype=model.dtype, backend=self.backend)
         fixed = (slots + DEFAULT_TILE, slots) if device.type == "cuda" else (0, 0)
         step = FrameStep(model, cache, fixed_rows=fixed[0], fixed_emits=fixed[1])
-        encoder, decoder = EncoderLane(self._codec, slots), DecoderLane(self._codec, slots)
+        encoder = EncoderLane(self._codec, slots, runner=self._runner)
+        decoder = DecoderLane(self._codec, slots, runner=self._runner)
         dice = np.random.default_rng(0)
         pcm = dice.integers(-8_000, 8_000, (slots, FRAME_SAMPLES)).astype(np.int16)
         column = dice.integers(0, model.config.card, (slots, STREAMS)).astype(np.int16)
@@ -93,26 +111,34 @@ class CapacityBench:
         everyone = list(range(slots))
         position = 2 * model.config.context  # the window slides and the ring has wrapped
 
-        def frame() -> None:
+        def advance() -> npt.NDArray[np.int16]:
             nonlocal position
-            column[:, 1 + AUDIO_CODEBOOKS :] = encoder.run(everyone, pcm)
             spans = [Span(slot, 1, slot, position) for slot in everyone]
             emits = [Emit(slot, position + 1, free, Sampling(), seed=slot) for slot in everyone]
-            drawn = step.run(column, spans, emits)
-            column[:, :GENERATED] = drawn
-            decoder.run(everyone, drawn[:, 1:])
             position += 1
+            return step.run(column, spans, emits)
 
-        return frame
+        def in_turn() -> None:
+            column[:, GENERATED:] = encoder.run(everyone, pcm)
+            column[:, :GENERATED] = advance()
+            decoder.run(everyone, column[:, 1:GENERATED])
+
+        def at_once() -> None:
+            heard, said = encoder.start(everyone, pcm), decoder.start(everyone, column[:, 1:GENERATED])
+            column[:, :GENERATED] = advance()
+            column[:, GENERATED:] = heard()
+            said()
+
+        return at_once if self.overlap else in_turn, str(cache.keys.dtype).removeprefix("torch.")
 
 
-def most_slots(measure: Callable[[int], CapacityRow], limit: int) -> list[CapacityRow]:
-    """Doubles until a count fails, then halves the gap; every count is measured once. Rows in order of measurement.
+def most_slots(measure: Callable[[int], CapacityRow], limit: int, first: int = 1) -> list[CapacityRow]:
+    """Doubles `first` until a count fails, then halves the gap; none is measured twice. Rows as they were measured.
 
     The answer is the largest row that holds; none does if one conversation is too many.
     """
     rows: list[CapacityRow] = []
-    held, failed, count = 0, limit + 1, 1
+    held, failed, count = 0, limit + 1, min(first, limit)
     while failed - held > 1:
         row = measure(count)
         rows.append(row)
@@ -147,21 +173,23 @@ def plot(rows: Sequence[CapacityRow], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shape", default="demo", help="demo, 7b, or a checkpoint's folder")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU; the server uses one")
+    parser = options("capacity", __doc__)
     parser.add_argument("--frames", type=int, default=300, help="frames measured for each number of conversations")
     parser.add_argument("--limit", type=int, default=128, help="never try more conversations than this")
+    parser.add_argument("--first", type=int, default=1, help="begin with so many")
+    parser.add_argument("--kv", choices=KV_BACKENDS, default="model", help="keys and values as computed, or in fp8")
+    parser.add_argument("--overlap", action="store_true", help="encode, step and decode at once (on CUDA: streams)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture here")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    try:
-        device = pick_device(arguments.device)
-        bench = CapacityBench(arguments.shape, device, default_dtype(device), arguments.frames)
-    except ValueError as error:
-        parser.error(str(error))
+    chosen = setting(parser, arguments)
+    bench = CapacityBench(
+        chosen,
+        default_dtype(chosen.device),
+        arguments.frames,
+        backend=KV_BACKENDS[arguments.kv],
+        overlap=arguments.overlap,
+    )
 
     def measure(slots: int) -> CapacityRow:
         row = bench.measure(slots)
@@ -169,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{slots:4d} conversations: p50 {row.p50_ms:6.1f} ms, p99 {row.p99_ms:6.1f} ms  {verdict}", flush=True)
         return row
 
-    rows = most_slots(measure, arguments.limit)
+    rows = most_slots(measure, arguments.limit, arguments.first)
     best = max((row.slots for row in rows if row.holds), default=0)
     print(f"{best} conversations with full contexts keep p99 within {FRAME_MS:.0f} ms on {rows[0].device}")
     if arguments.json:

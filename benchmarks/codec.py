@@ -6,29 +6,16 @@ machine too.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import torch
 
-from graphs.codec import DecoderLane, EncoderLane
-from models import demo_checkpoint
-from models.config import FRAME_SAMPLES, MimiConfig
-from models.mimi import Mimi
-
-SHAPES = {"demo": demo_checkpoint.MIMI, "published": MimiConfig()}
-
-
-def random_codec(config: MimiConfig) -> Mimi:
-    torch.manual_seed(0)
-    codec = Mimi(config)
-    for codebook in codec.quantizer.codebooks():
-        torch.nn.init.normal_(codebook.embedding_sum)
-    return codec.eval()
+from benchmarks.setting import options, random_mimi, setting
+from graphs.codec import RUNNERS, DecoderLane, EncoderLane
+from models.config import FRAME_SAMPLES
 
 
 def measured_ms(call: Callable[[], object], repeats: int) -> list[float]:
@@ -44,22 +31,19 @@ def measured_ms(call: Callable[[], object], repeats: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options("codec", __doc__)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="demo")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--group", type=int, default=None, help="slots computed together (default: the lane's)")
+    parser.add_argument("--runner", choices=RUNNERS, default="auto", help="how: see graphs/codec.py")
     parser.add_argument("--repeats", type=int, default=50)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    codec = random_codec(SHAPES[args.shape])
+    chosen = setting(parser, args)
+    codec = random_mimi(chosen.mimi, chosen.device)
     random = np.random.default_rng(0)
-    print(f"{args.shape} codec on {args.device}, {args.threads} thread(s), median (p95) ms of one 80 ms frame")
+    print(f"{args.shape} codec on {chosen.device}, {args.threads} thread(s), median (p95) ms of one 80 ms frame")
     print(f"{'slots':>5}  {'encode':>16}  {'decode':>16}  {'both':>8}")
     for slots in args.slots:
-        encoder = EncoderLane(codec, slots, args.group, args.device)
-        decoder = DecoderLane(codec, slots, args.group, args.device)
+        encoder = EncoderLane(codec, slots, runner=args.runner)
+        decoder = DecoderLane(codec, slots, runner=args.runner)
         everybody = list(range(slots))
         pcm = random.integers(-3000, 3000, (slots, FRAME_SAMPLES), dtype=np.int16)
         codes = random.integers(0, codec.config.quantizer.bins, (slots, codec.config.num_codebooks), dtype=np.int16)

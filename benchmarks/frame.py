@@ -8,17 +8,16 @@ Torch alone: no Ray, no checkpoint; weights are random, since time does not depe
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.setting import device_name, options, random_lm, random_mimi, setting
 from benchmarks.timing import copy_bandwidth, median_ms
 from graphs.backends import default_dtype, make_cache
 from graphs.codec import DecoderLane, EncoderLane
@@ -26,28 +25,11 @@ from graphs.frame_step import GENERATED, Emit, FrameStep
 from graphs.kv_cache import KVCache, Span
 from graphs.slot_engine import DEFAULT_TILE
 from graphs.stages import Sampling
-from models import demo_checkpoint
 from models.config import AUDIO_CODEBOOKS, FRAME_MS, FRAME_SAMPLES, STREAMS, UNGENERATED, LMConfig, MimiConfig
 from models.lm import LanguageModel
 from models.mimi import Mimi
 
-SHAPES: dict[str, tuple[LMConfig, MimiConfig]] = {
-    "demo": (demo_checkpoint.LM, demo_checkpoint.MIMI),
-    "7b": (LMConfig(), MimiConfig()),
-}
-
 KV_BACKENDS = {"model": "auto", "fp8": "static-fp8"}
-
-
-def shapes_of(name: str) -> tuple[LMConfig, MimiConfig]:
-    """The shapes called `name`, or those of a checkpoint's folder. Raises ValueError if it is neither."""
-    if name in SHAPES:
-        return SHAPES[name]
-    file = Path(name) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{name!r} is neither {' nor '.join(SHAPES)} nor a folder with a config.json")
-    config = json.loads(file.read_text(encoding="utf-8"))
-    return LMConfig.from_dict(config.get("lm", {})), MimiConfig.from_dict(config.get("mimi", {}))
 
 
 @dataclass(frozen=True)
@@ -75,31 +57,6 @@ class FrameRow:
     @property
     def real_time(self) -> bool:
         return self.frame_ms <= FRAME_MS
-
-
-def random_lm(config: LMConfig, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """A language model whose weights are noise of a size at which nothing overflows."""
-    model = LanguageModel(config, device=device, dtype=dtype).eval()
-    generator = torch.Generator(device=device).manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:  # norms stay ones
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-    return model
-
-
-def random_mimi(config: MimiConfig, device: torch.device) -> Mimi:
-    """A codec with torch's own initial weights and random codebooks."""
-    torch.manual_seed(0)
-    mimi = Mimi(config).eval()
-    with torch.no_grad():
-        for name, buffer in mimi.named_buffers():
-            if name.endswith("embedding_sum"):
-                buffer.normal_()
-            elif name.endswith("cluster_usage"):
-                buffer.fill_(1.0)
-    mimi.unpack()
-    return mimi.to(device)
 
 
 def step_bytes(model: LanguageModel, slots: int, context_frames: int, key_bytes: float | None = None) -> int:
@@ -140,13 +97,13 @@ def measure_step(step: FrameStep, model: LanguageModel, slots: int, context_fram
     return median_ms(lambda: step.run(tokens, spans, emits), model.device)
 
 
-def measure_codec(mimi: Mimi, slots: int, device: torch.device) -> tuple[float, float]:
-    """Milliseconds to encode and to decode one frame of `slots` conversations."""
+def measure_codec(mimi: Mimi, slots: int, device: torch.device, runner: str = "auto") -> tuple[float, float]:
+    """Milliseconds to encode and to decode one frame of `slots` conversations; runner: see graphs.codec."""
     noise = np.random.default_rng(0)
     pcm = noise.integers(-8_000, 8_000, (slots, FRAME_SAMPLES)).astype(np.int16)
     codes = noise.integers(0, mimi.config.quantizer.bins, (slots, AUDIO_CODEBOOKS)).astype(np.int16)
     everyone = list(range(slots))
-    encoder, decoder = EncoderLane(mimi, slots), DecoderLane(mimi, slots)
+    encoder, decoder = EncoderLane(mimi, slots, runner=runner), DecoderLane(mimi, slots, runner=runner)
     return (
         median_ms(lambda: encoder.run(everyone, pcm), device),
         median_ms(lambda: decoder.run(everyone, codes), device),
@@ -162,13 +119,16 @@ class FrameBench:
         self._model = random_lm(lm, device, dtype)
         self._codec = random_mimi(mimi, device)
 
-    def measure(self, slots: int, contexts: Sequence[int], backend: str = "auto") -> Iterator[FrameRow]:
+    def measure(
+        self, slots: int, contexts: Sequence[int], backend: str = "auto", runner: str = "auto"
+    ) -> Iterator[FrameRow]:
         """A row for each of `contexts` as it is measured. Full contexts are reserved, as in service.
 
-        backend: see graphs.backends. Raises torch.OutOfMemoryError if the device cannot hold so many slots.
+        backend, runner: see graphs.backends and graphs.codec. Raises torch.OutOfMemoryError if the device cannot hold
+        so many slots.
         """
         model, dtype = self._model, self._model.dtype
-        encode_ms, decode_ms = measure_codec(self._codec, slots, self.device)
+        encode_ms, decode_ms = measure_codec(self._codec, slots, self.device, runner)
         cache = make_cache(model.config, slots, DEFAULT_TILE, device=self.device, dtype=dtype, backend=backend)
         fixed = self.device.type == "cuda"
         step = FrameStep(
@@ -198,21 +158,6 @@ def default_contexts(lm: LMConfig) -> list[int]:
     return [max(1, lm.window // 10), max(1, lm.window // 2), lm.window]
 
 
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ValueError for a device that this machine lacks."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"{name!r} is no device; choose auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("this machine has no CUDA device that torch can see (--device cpu works)")
-    return torch.device(name)
-
-
 def line(row: FrameRow) -> str:
     return (
         f"{row.slots:3d} slots, {row.context_frames:4d} frames held: encode {row.encode_ms:7.2f}  "
@@ -223,27 +168,19 @@ def line(row: FrameRow) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.frame", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shape", default="demo", help="demo, 7b, or a checkpoint's folder")
+    parser = options("frame", __doc__)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument(
         "--context", type=int, nargs="+", help="frames held already; default: 10, 50, 100 %% of the window"
     )
-    parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU; the server uses one")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--kv", choices=KV_BACKENDS, default="model", help="keys and values as computed, or in fp8")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     arguments = parser.parse_args(argv)
-    try:
-        device = pick_device(arguments.device)
-        lm, mimi = shapes_of(arguments.shape)
-    except ValueError as error:
-        parser.error(str(error))
-    torch.set_num_threads(arguments.threads)
-    bench = FrameBench(lm, mimi, device, default_dtype(device))
+    chosen = setting(parser, arguments)
+    bench = FrameBench(chosen.lm, chosen.mimi, chosen.device, default_dtype(chosen.device))
     rows: list[FrameRow] = []
     for slots in arguments.slots:
-        for row in bench.measure(slots, arguments.context or default_contexts(lm), KV_BACKENDS[arguments.kv]):
+        for row in bench.measure(slots, arguments.context or default_contexts(chosen.lm), KV_BACKENDS[arguments.kv]):
             rows.append(row)
             if not arguments.json:
                 print(line(row), flush=True)

@@ -23,7 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.frame import shapes_of
+from benchmarks.setting import shapes_of
 from graphs import attention_triton, linear_triton, sampling_triton
 from graphs.kv_cache import KEY_BLOCK, round_up
 from graphs.ring_cache import FP8_EXPONENT

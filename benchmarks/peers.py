@@ -10,7 +10,6 @@ weights are random, ours and moshi's sampling is the default, and the context is
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -24,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.frame import device_name, pick_device, random_lm, shapes_of
 from benchmarks.peer_steps import Step, moshi_step, omni_step
+from benchmarks.setting import device_name, options, random_lm, setting
 from graphs.backends import default_dtype
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
@@ -139,14 +138,11 @@ def line(row: PeerRow) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
+    parser = options("peers", __doc__)
     parser.add_argument("--setup", action="store_true", help="create .venv-peers and stop")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--shape", default="demo", help="demo, 7b, or a checkpoint's folder")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--context", type=int, nargs="+", help="frames held; default: a quarter of the window, and all")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of our weights and KV; default: as served")
     parser.add_argument(
         "--peer-dtype",
@@ -159,11 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.setup:
         set_up()
         return 0
-    torch.set_num_threads(arguments.threads)
-    try:
-        device, config = pick_device(arguments.device), shapes_of(arguments.shape)[0]
-    except ValueError as error:
-        parser.error(str(error))
+    chosen = setting(parser, arguments)
+    device, config = chosen.device, chosen.lm
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else default_dtype(device)
     peer_dtype = getattr(torch, arguments.peer_dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     makers: dict[str, Callable[[int], Step]] = {

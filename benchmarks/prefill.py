@@ -9,42 +9,29 @@ for the prompt alone, as a replica does. Torch alone; weights are random, since 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from benchmarks.frame import device_name, pick_device, random_lm, shapes_of
+from benchmarks.conversations import NOBODY, noise_past, noise_prompt, open_all
+from benchmarks.setting import device_name, options, random_lm, setting
 from graphs.backends import default_dtype
 from graphs.prefill_budget import PrefillBudget
 from graphs.prefix_cache import PrefixCache, PrefixOwners
 from graphs.slot_engine import DEFAULT_TILE, SlotEngine
 from graphs.stages import Past, Sampling
-from models.config import AUDIO_CODEBOOKS, FRAME_MS, STREAMS, LMConfig
+from models.config import AUDIO_CODEBOOKS, FRAME_MS
 from models.lm import LanguageModel
-from models.prompt import SILENCE_FRAMES, Prompt, build_prompt
 
-VOICE_FRAMES = 100
-NOBODY = np.zeros((0, AUDIO_CODEBOOKS), dtype=np.int16)
 OWNERS = PrefixOwners(role="tenant")
 QUIET_FRAMES = 25  # how long the others are watched without a prompt
-
-
-@dataclass(frozen=True)
-class NoiseVoice:
-    """Random codes [T, 8]."""
-
-    codes: torch.Tensor
-    embeddings: torch.Tensor | None = None
-    cache: torch.Tensor | None = None
-    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,44 +52,32 @@ class PrefillRow:
     threads: int
 
 
-def noise_prompt(config: LMConfig, frames: int, seed: int = 0) -> Prompt:
-    """A prompt of so many frames. Raises ValueError if these are fewer than its voice and its silences."""
-    dice = np.random.default_rng(seed)
-    role = frames - VOICE_FRAMES - 2 * SILENCE_FRAMES
-    if role < 0:
-        raise ValueError(f"a prompt has {VOICE_FRAMES + 2 * SILENCE_FRAMES} frames at least")
-    voice = NoiseVoice(torch.from_numpy(dice.integers(0, config.card, (VOICE_FRAMES, AUDIO_CODEBOOKS))))
-    silence = (1,) * AUDIO_CODEBOOKS
-    tokens = dice.integers(0, config.text_card, role).tolist()
-    return build_prompt(config, voice, tokens, silence_codes=silence, sine_codes=silence)
-
-
-def noise_past(config: LMConfig, frames: int) -> Past:
-    dice = np.random.default_rng(1)
-    rows = dice.integers(0, config.card, (frames + 1, STREAMS)).astype(np.int16)
-    rows[:, 0] %= config.text_card
-    return Past(rows[:-1], 0, rows[-1])
-
-
 class PrefillBench:
     """One model with `slots` slots, all but the last one live over full contexts."""
 
-    def __init__(self, model: LanguageModel, slots: int, prompt_frames: int, *, adaptive: bool) -> None:
+    def __init__(
+        self, model: LanguageModel, slots: int, prompt_frames: int, *, adaptive: bool, backend: str = "auto"
+    ) -> None:
         self._config, self._others = model.config, list(range(slots - 1))
         self._slot = slots - 1
         self._budget = PrefillBudget(DEFAULT_TILE) if adaptive else None
         self._adaptive = adaptive
         self._prompt = noise_prompt(self._config, prompt_frames)
         self._prefixes = PrefixCache(1 << 30)
-        self._engine = SlotEngine(model, slots, budget=self._budget, prefixes=self._prefixes)
+        self._engine = SlotEngine(model, slots, backend=backend, budget=self._budget, prefixes=self._prefixes)
         self._dtype = str(model.dtype).removeprefix("torch.")
         self._device = model.device
         past = noise_past(self._config, self._config.window - prompt_frames)
-        for slot in self._others:
-            self._engine.open(slot, self._prompt, Sampling(), slot, past=past, owners=PrefixOwners(None, None))
-        while self._engine.step([], NOBODY).pending:
-            pass
+        open_all(self._engine, self._others, self._prompt, past)
         self._quiet_ms = statistics.median(self._run(until_ready=False)[1])
+
+    def all_ways(self, journal_frames: int, repeat: int) -> Iterator[PrefillRow]:
+        """A prompt and a journal, each with its prompt to compute and from the cache; rows as they are measured."""
+        journal = noise_past(self._config, journal_frames)
+        yield self.measure("prompt, uncached", None, cached=False, repeat=repeat)
+        yield self.measure("prompt, cached", None, cached=True, repeat=repeat)
+        yield self.measure("journal, uncached prompt", journal, cached=False, repeat=repeat)
+        yield self.measure("journal, cached prompt", journal, cached=True, repeat=repeat)
 
     def measure(self, what: str, past: Past | None, *, cached: bool, repeat: int) -> PrefillRow:
         """Opens the last slot `repeat` times, each time until it is ready."""
@@ -165,37 +140,23 @@ def line(row: PrefillRow) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prefill", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shape", default="demo", help="demo, 7b, or a checkpoint's folder")
+    parser = options("prefill", __doc__)
     parser.add_argument("--slots", type=int, nargs="+", default=[4, 16], help="the opened one included")
     parser.add_argument("--prompt", type=int, default=200, help="frames")
     parser.add_argument("--journal", type=int, default=750, help="frames")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads on a CPU; the server uses one")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     arguments = parser.parse_args(argv)
-    try:
-        device = pick_device(arguments.device)
-        lm, _ = shapes_of(arguments.shape)
-    except ValueError as error:
-        parser.error(str(error))
-    torch.set_num_threads(arguments.threads)
-    model = random_lm(lm, device, default_dtype(device))
-    past = noise_past(lm, arguments.journal)
+    chosen = setting(parser, arguments)
+    model = random_lm(chosen.lm, chosen.device, default_dtype(chosen.device))
     rows: list[PrefillRow] = []
     for slots in arguments.slots:
         for adaptive in (True, False):
             bench = PrefillBench(model, slots, arguments.prompt, adaptive=adaptive)
-            for what, journal, cached in (
-                ("prompt, uncached", None, False),
-                ("prompt, cached", None, True),
-                ("journal, uncached prompt", past, False),
-                ("journal, cached prompt", past, True),
-            ):
-                rows.append(bench.measure(what, journal, cached=cached, repeat=arguments.repeat))
+            for row in bench.all_ways(arguments.journal, arguments.repeat):
+                rows.append(row)
                 if not arguments.json:
-                    print(line(rows[-1]), flush=True)
+                    print(line(row), flush=True)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     return 0

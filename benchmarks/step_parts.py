@@ -9,14 +9,15 @@ On a CPU the parts run in torch operators, which only tries the script.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from benchmarks.frame import KV_BACKENDS, key_bytes, pick_device, random_lm, shapes_of, step_bytes
+from benchmarks.frame import KV_BACKENDS, key_bytes, step_bytes
+from benchmarks.setting import options, random_lm, setting
 from benchmarks.timing import copy_bandwidth, median_ms
 from graphs.backends import default_dtype, make_cache
 from graphs.cuda_step import StaticStep, default_ops
@@ -88,8 +89,20 @@ class Parts:
         self.step._run(self._shape)
 
 
-def measure(model: LanguageModel, cache: RingCache, context: int, bandwidth: float) -> None:
-    """Prints a line for each part: milliseconds, the least that its bytes allow, the ratio."""
+@dataclass(frozen=True)
+class PartRow:
+    """One part of the step, in milliseconds, beside the least that its bytes allow."""
+
+    slots: int
+    kv: str
+    kind: str  # whose products
+    part: str
+    ms: float
+    least_ms: float
+
+
+def measure(model: LanguageModel, cache: RingCache, context: int, bandwidth: float) -> Iterator[PartRow]:
+    """A row for each part as it is measured; bandwidth in bytes a second."""
     device, config, item = model.device, model.config, model.text_linear.weight.element_size()
     layers = sum(parameter.numel() for parameter in model.transformer.parameters()) * item
     everything = step_bytes(model, cache.slots, context, key_bytes(cache))
@@ -100,27 +113,27 @@ def measure(model: LanguageModel, cache: RingCache, context: int, bandwidth: flo
         from graphs.triton_ops import MixedOps  # triton is absent from CPU installations
 
         kinds["products by torch"] = MixedOps(cache, config.num_heads, config.head_dim)
+    kv = str(cache.keys.dtype).removeprefix("torch.")
     for kind, ops in kinds.items():
         parts = Parts(model, cache, context, ops)
         for name, needed in bytes_of.items():
             taken = median_ms(recorded(getattr(parts, name), device), device)
-            least = needed / bandwidth * 1e3
-            print(f"{kind:18s} {name:10s} {taken:7.2f} ms, least {least:6.2f}, ratio {taken / least:5.2f}", flush=True)
+            yield PartRow(cache.slots, kv, kind, name, round(taken, 3), round(needed / bandwidth * 1e3, 3))
+
+
+def line(row: PartRow) -> str:
+    ratio = f"ratio {row.ms / row.least_ms:5.2f}"
+    return f"{row.kind:18s} {row.part:10s} {row.ms:7.2f} ms, least {row.least_ms:6.2f}, {ratio}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_parts", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shape", default="7b", help="7b, demo, or a checkpoint's folder")
+    parser = options("step_parts", __doc__, shape="7b")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--context", type=int, help="frames held; default: a full window")
     parser.add_argument("--kv", choices=KV_BACKENDS, default="model", help="keys and values as computed, or in fp8")
-    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args(argv)
-    try:
-        device, lm = pick_device(arguments.device), shapes_of(arguments.shape)[0]
-    except ValueError as error:
-        parser.error(str(error))
-    torch.set_num_threads(1)
+    chosen = setting(parser, arguments)
+    device, lm = chosen.device, chosen.lm
     model, bandwidth = random_lm(lm, device, default_dtype(device)), copy_bandwidth(device)
     print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s")
     backend = "static-fp8" if arguments.kv == "fp8" else "static"
@@ -129,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache = make_cache(lm, slots, DEFAULT_TILE, device=device, dtype=model.dtype, backend=backend)
             assert isinstance(cache, RingCache)
             print(f"{slots} slots, keys and values in {cache.keys.dtype}")
-            measure(model, cache, arguments.context or lm.window, bandwidth)
+            for row in measure(model, cache, arguments.context or lm.window, bandwidth):
+                print(line(row), flush=True)
     return 0
 
 

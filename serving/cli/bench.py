@@ -61,7 +61,8 @@ def frame(
 
     import torch
 
-    from benchmarks.frame import FrameBench, default_contexts, pick_device, shapes_of
+    from benchmarks.frame import FrameBench, default_contexts
+    from benchmarks.setting import pick_device, shapes_of
     from graphs.backends import default_dtype
 
     try:

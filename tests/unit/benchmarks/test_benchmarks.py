@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from benchmarks import frame, gpu
+from benchmarks.gpu_report import targets
+from benchmarks.setting import shapes_of
 from models.config import LMConfig
 from models.lm import LanguageModel
 
@@ -36,20 +38,62 @@ def test_context_beyond_the_window_is_not_read(published: LanguageModel) -> None
 
 def test_a_shape_is_a_name_or_a_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"lm": {"dim": 64}, "mimi": {}}))
-    assert frame.shapes_of(str(tmp_path))[0].dim == 64
-    with pytest.raises(ValueError, match="neither demo nor 7b"):
-        frame.shapes_of("70b")
+    assert shapes_of(str(tmp_path))[0].dim == 64
+    with pytest.raises(ValueError, match="neither demo nor 7b nor tiny"):
+        shapes_of("70b")
 
 
-def test_the_gpu_report_is_whole_after_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--device", "cpu", "--shape", "demo", "--slots", "1", "2", "--context", "10", "20", "--skip-tests"]
-    assert gpu.main([*arguments, "--out", str(tmp_path)]) == 0
+def test_parts_of_the_gpu_run_can_be_tried_alone_and_taken_up_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dry = ["--dry", "--out", str(tmp_path)]
+    assert gpu.main([*dry, "--only", "codec", "step"]) == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert [(row["slots"], row["context_frames"]) for row in report["frames"]] == [(1, 10), (1, 20), (2, 10), (2, 20)]
-    assert all(row["roofline_ms"] > 0 for row in report["frames"])
+    assert report["ended"] == {"codec": "done", "step": "done"}
+    assert [(row["slots"], row["context_frames"], row["kv"]) for row in report["step"]] == [
+        (4, 299, "bfloat16"),
+        (1, 299, "float8_e4m3fn"),
+        (4, 74, "bfloat16"),
+    ]
+    assert {row["runner"] for row in report["codec"]} == {"static", "torch"}
     with Image.open(tmp_path / "gpu-frame.png") as plot:
         assert plot.width > 500
-    assert "together" in capsys.readouterr().out
+    assert "frame step at 32 sessions, ms" in capfd.readouterr().out
+    # As if the step had been cut off after its first row: that row stays, the others are measured again.
+    first = report["step"][0]
+    (tmp_path / "gpu.json").write_text(json.dumps({**report, "ended": {"codec": "done"}, "step": [first]}))
+    assert gpu.main([*dry, "--only", "codec", "step", "--resume"]) == 0
+    again = json.loads((tmp_path / "gpu.json").read_text())
+    assert again["codec"] == report["codec"]
+    assert again["step"][0] == first
+    assert len(again["step"]) == 3
+    assert "codec:" not in capfd.readouterr().out
+
+
+def test_a_part_that_is_cut_off_takes_nothing_with_it(tmp_path: Path) -> None:
+    (tmp_path / "gpu.json").write_text(json.dumps({"step": [{"slots": 1, "kv": "float8_e4m3fn"}]}))
+    assert gpu.main(["--dry", "--out", str(tmp_path), "--only", "peer", "codec", "--limit-s", "0.2", "--resume"]) == 1
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["step"] == [{"slots": 1, "kv": "float8_e4m3fn"}]
+    assert report["ended"]["peer"].startswith("stopped after")
+    assert report["ended"]["codec"] == "no time was left for it"
+
+
+def test_targets_are_judged_by_the_rows_that_fit() -> None:
+    full = {"context_frames": 2_999, "kv": "bfloat16"}
+    content = {
+        "step": [
+            {"slots": 32, "step_ms": 31.0, **full},
+            {"slots": 32, "step_ms": 12.0, **full, "kv": "float8_e4m3fn"},
+            {"slots": 1, "step_ms": 7.0, **full},
+            {"slots": 1, "step_ms": 5.0, **full, "context_frames": 128},
+        ],
+        "capacity": [{"kv": "bfloat16", "most": 90}, {"kv": "float8_e4m3fn", "most": 74}],
+        "prefill": [{"others": 3, "what": "prompt, cached", "ready_ms": 9.0}],
+    }
+    found = [(target.measured, target.met) for target in targets(content, 2_999)]
+    assert found[:3] == [(31.0, False), (7.0, True), (74, True)]
+    assert found[3:] == [(None, None)] * 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.frame import SHAPES, random_mimi
+from benchmarks.setting import SHAPES, random_mimi
 from graphs.codec import DecoderLane, EncoderLane
 from graphs.codec_runners import StaticRunner
 from models.config import FRAME_SAMPLES

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.frame import random_lm
+from benchmarks.setting import random_lm
 from graphs.backends import make_cache
 from graphs.cuda_step import StaticStep
 from graphs.frame_step import GENERATED, Emit, FrameStep
