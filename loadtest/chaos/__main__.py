@@ -31,7 +31,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     order = Order(arguments.sessions, arguments.seconds, arguments.seed, arguments.strikes)
     scenarios = list(SCENARIOS) if "all" in arguments.scenario else arguments.scenario
-    layout = Layout(context=arguments.context, codec_context=arguments.codec_context)
+    layout = Layout(arguments.nodes, context=arguments.context, codec_context=arguments.codec_context)
     try:
         for scenario in scenarios:
             kinds(scenario)
@@ -148,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sessions", type=int, default=8, help="conversations at once (default 8)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each lasts (default 60)")
+    parser.add_argument("--nodes", type=int, default=3, help="fake nodes with an accelerator each (default 3)")
     parser.add_argument("--strikes", type=int, default=STRIKES, help="how often to strike (default 3)")
     parser.add_argument("--seed", type=int, default=1, help="of the strikes' times and victims")
     parser.add_argument("--context", type=int, default=200, help="frames the model remembers (default 200, 16 s)")

@@ -17,6 +17,7 @@ Node = dict[str, Any]
 
 FROZEN_S = 12.0  # longer than leases, heartbeats and recoveries: what thaws is a zombie
 HEAD_AWAY_S = 4.0
+SHRUNK_S = 3.0  # by then Serve has chosen who goes
 
 _REPLICA, _INGRESS = "ray::ServeReplica:personaplex:PersonaPlexReplica", "ray::ServeReplica:personaplex:Ingress"
 _STAGES = {"engine": "ray::EngineShell", "encoder": "ray::EncoderShell", "decoder": "ray::DecoderShell"}
@@ -103,7 +104,7 @@ class Striker:
         await self._system.tell("scale", deployment="PersonaPlexReplica", replicas=replicas - 1)
 
         async def grow_again() -> None:
-            await asyncio.sleep(3.0)  # by now Serve has chosen who goes
+            await asyncio.sleep(SHRUNK_S)
             await self._system.tell("scale", deployment="PersonaPlexReplica", replicas=replicas)
 
         self._later(grow_again())
