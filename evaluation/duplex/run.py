@@ -72,14 +72,14 @@ def open_run(out: Path, order: Order) -> None:
         raise EvaluationError(f"{out} cannot be written: {error.strerror}") from error
 
 
-def meet_server(url: str, key: str | None) -> Server:
+def meet_server(url: str, key: str | None, transport: httpx.BaseTransport | None = None) -> Server:
     """Asks a server who it is. Raises EvaluationError if it does not answer."""
     if urlsplit(url).scheme not in ("http", "https"):
         raise EvaluationError(f"{url!r} is no server's address; give one like http://localhost:8998")
     base, headers = url.rstrip("/"), {"Authorization": f"Bearer {key}"} if key else {}
     try:
         # `trust_env=False`: the environment's proxy is for the web.
-        with httpx.Client(base_url=base, headers=headers, timeout=10.0, trust_env=False) as client:
+        with httpx.Client(base_url=base, headers=headers, timeout=10.0, trust_env=False, transport=transport) as client:
             models, voices = client.get("/v1/models"), client.get("/v1/voices")
     except httpx.HTTPError as error:
         raise EvaluationError(f"{url} does not answer: {error}") from error

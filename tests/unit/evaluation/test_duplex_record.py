@@ -25,10 +25,10 @@ WORD_AT = 30  # the frame with which a word comes
 
 
 class Agent:
-    """Answers frame for frame over /api/chat; sounds from frame 25 to 60, and says one word. `busy` calls are refused."""
+    """Answers frame for frame over /api/chat, with sound in some frames and one word. `busy` calls are refused."""
 
-    def __init__(self, busy: int = 0) -> None:
-        self.busy = busy
+    def __init__(self, busy: int = 0, sounds: range = range(25, 60)) -> None:
+        self.busy, self.sounds = busy, sounds
         self.asked: list[str] = []
 
     async def talk(self, connection: ServerConnection) -> None:
@@ -46,7 +46,7 @@ class Agent:
             assert isinstance(message, bytes)
             heard += len(ear.append_bytes(message[1:]))
             while frame < heard // FRAME_SAMPLES:
-                sound = tone(FRAME_SAMPLES) if 25 <= frame < 60 else np.zeros(FRAME_SAMPLES, dtype=np.float32)
+                sound = tone(FRAME_SAMPLES) if frame in self.sounds else np.zeros(FRAME_SAMPLES, dtype=np.float32)
                 await connection.send(b"\x01" + bytes(voice.append_pcm(sound)))
                 if frame == WORD_AT:
                     await connection.send(b"\x02 hello")
@@ -62,6 +62,9 @@ async def served(agent: Agent) -> AsyncIterator[str]:
 # One line from 0.4 to 1.36 s; the agent sounds from 2.0 to 4.8 s and is broken into.
 WAIT = Line("interruption", Cue("agent_speaks", 0.8), (piece(1, "wait"),))
 ITEM = item(turn(0, Cue("user", 0.4)), WAIT)
+
+# One line to 1.04 s, and an agent that answers at once, so that the user hangs up after three seconds.
+BRIEF, SOON = item(turn(0, Cue("user", 0.08))), range(14, 20)
 
 
 async def test_the_user_reacts_and_both_are_recorded_on_one_clock(tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ async def test_the_user_reacts_and_both_are_recorded_on_one_clock(tmp_path: Path
 
 async def test_a_server_without_a_free_slot_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluation.duplex.record._BUSY_WAIT_S", 0.01)
-    folder, agent = write(tmp_path / "a", item(turn(0, Cue("user", 0.08)))), Agent(busy=2)
+    folder, agent = write(tmp_path / "a", BRIEF), Agent(2, SOON)
     async with served(agent) as url:
         await record(url, folder)
     assert len(agent.asked) == 3
@@ -132,8 +135,8 @@ class TestLag:
 
 async def test_a_conversation_that_was_not_live_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluation.duplex.record.lag", lambda due_s, heard_s: (0.2, 0.9))
-    folder = write(tmp_path / "a", item(turn(0, Cue("user", 0.08))))
-    async with served(Agent()) as url:
+    folder = write(tmp_path / "a", BRIEF)
+    async with served(Agent(0, SOON)) as url:
         with pytest.raises(NotLive, match="fewer --sessions"):
             await asyncio.wait_for(record(url, folder), 30)
     assert not (folder / RECORDING).exists()

@@ -101,7 +101,15 @@ class TestContains:
 
 @pytest.mark.parametrize(
     ("text", "is_one"),
-    [("Mm-hmm.", True), ("Okay, right.", True), ("I see.", True), ("", True), ("Yes.", False), ("I", False), ("All right.", True)],
-)  # fmt: skip
+    [
+        ("Mm-hmm.", True),
+        ("Okay, right.", True),
+        ("All right.", True),
+        ("I see.", True),
+        ("", True),
+        ("Yes.", False),
+        ("I", False),
+    ],
+)
 def test_murmurs(text: str, is_one: bool) -> None:
     assert is_murmur(spoken(text)) is is_one
