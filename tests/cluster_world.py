@@ -339,7 +339,7 @@ class World:
             held = {(slot.session, slot.epoch) for slot in node.replica.report()}
             owned = leases.on(node.name)
             assert held == {key for key in held if any(key in [(x.session, e) for e in x.epochs] for x in owned)}
-            assert all(lease.is_in(held) for lease in owned if lease.confirmed)
+            assert all(lease.is_in(dict(held)) for lease in owned if lease.confirmed)
             assert len({lease.session for lease in owned}) == len(owned)
 
     def say_as_zombies(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.policy.lease import Key, Lease
@@ -43,7 +43,7 @@ class EndedSlots:
         if not keys:
             del self._on[lease.replica]
 
-    def reported(self, replica: str, seen: Set[Key], now_s: float) -> bool:
+    def reported(self, replica: str, seen: Mapping[str, int], now_s: float) -> bool:
         """A replica's report: what it holds still stays for another lease, what it had confirmed and holds no more is
         free. Returns whether anything became free."""
         freed = False

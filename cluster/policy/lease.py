@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 Key = tuple[str, int]  # session, epoch
@@ -58,6 +58,7 @@ class Lease:
     suspect: bool = False
     resumable: bool = False
     serial: int = 0  # how often the conversation has been resumed
+    adopted: bool = False  # granted by a former router, which may have given higher epochs that nobody reported
     confirmed: bool = False  # its replica has reported it: from then on it lives and ends with those reports
     live_s: float | None = None  # since when its replica reports it as live
     former_epoch: int | None = None  # resumed, and its replica has yet to learn it: it reports this epoch or a later
@@ -71,9 +72,9 @@ class Lease:
         """Under which its replica may report it."""
         return range(self.epoch if self.former_epoch is None else self.former_epoch, self.epoch + 1)
 
-    def is_in(self, seen: Set[Key]) -> bool:
-        """Whether a report that names these has it."""
-        return any((self.session, epoch) in seen for epoch in self.epochs)
+    def is_in(self, seen: Mapping[str, int]) -> bool:
+        """Whether a report of these sessions and epochs has it."""
+        return seen.get(self.session, -1) in self.epochs
 
 
 @dataclass(frozen=True, slots=True)

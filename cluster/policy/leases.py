@@ -21,6 +21,10 @@ from cluster.policy.quarantine import on_probation
 
 __all__ = ["Claim", "EpochConflict", "Lease", "LeaseTable", "NotHeld", "Reported"]
 
+# A former router may have given a conversation epochs, for moves that came to nothing, which no replica reports. The
+# owner names the highest it was given; whoever resumes cannot know it, and skips more than anybody is ever given.
+EPOCHS_UNHEARD_OF = 1000
+
 
 class LeaseTable:
     """All leases of a cluster. It alone counts who holds what; time is an argument, in seconds of any clock."""
@@ -163,12 +167,12 @@ class LeaseTable:
             raise EpochConflict(session, serial, lease.serial)
         self._end(self._pending.get(session), now_s)
         self._remove(lease)
-        epoch = self._highest[session] + 1
+        epoch = self._highest[session] + (EPOCHS_UNHEARD_OF if lease.adopted else 1)
         former_epoch = lease.epoch if lease.former_epoch is None else lease.former_epoch
         # after_epoch: the former owner may be the same ingress, and nothing that it asks for as such counts any more.
         taken = replace(
             lease, epoch=epoch, owner=owner, serial=serial + 1, granted_s=now_s, after_epoch=epoch,
-            former_epoch=former_epoch,
+            former_epoch=former_epoch, adopted=False,
         )  # fmt: skip
         return self._insert(self._active, taken)
 
@@ -200,10 +204,10 @@ class LeaseTable:
         """
         self._heard_s[replica] = now_s
         to_close: list[Key] = []
-        seen: set[Key] = set()
+        seen: dict[str, int] = {}  # a replica holds a session once
         for slot in reported:
             key = (slot.session, slot.epoch)
-            seen.add(key)
+            seen[slot.session] = slot.epoch
             lease = self._on.get(replica, {}).get(key) or self._resumed(replica, key)
             if lease is not None and not self._overdue(lease, now_s):
                 self._renew(lease, slot, now_s)
@@ -282,7 +286,7 @@ class LeaseTable:
         live_s = now_s if slot.live else None
         lease = Lease(
             slot.session, slot.epoch, slot.tenant, slot.owner, replica, now_s, slot.epoch,
-            rebuilt=not slot.live, serial=slot.serial, confirmed=True, live_s=live_s,
+            rebuilt=not slot.live, serial=slot.serial, adopted=True, confirmed=True, live_s=live_s,
         )  # fmt: skip
         self._insert(self._active, lease)
         return True

@@ -414,7 +414,8 @@ async def test_a_new_router_learns_serials_from_reports(stage: Stage) -> None:
     stage.router.report(ReplicaReport("r1", "n1", "ws://r1", 4, "id", True, (slot,)))
     with pytest.raises(StaleEpoch):
         await stage.router.resume(back("a", 2))
-    assert (await stage.router.resume(back("a", 3))).epoch == 6
+    # The former router may have given epochs that nobody reports: these are not given again.
+    assert (await stage.router.resume(back("a", 3))).epoch > 100
 
 
 async def test_a_resume_right_after_the_routers_death_waits_for_the_report() -> None:
@@ -424,7 +425,7 @@ async def test_a_resume_right_after_the_routers_death_waits_for_the_report() -> 
     assert not resume.done()
     stage.held["r1"], stage.slots["r1"] = {"a": (4, True)}, 4
     stage.report("r1")
-    assert (await resume).epoch == 5
+    assert (await resume).replica == "r1"
 
 
 # ---- drains, room -----------------------------------------------------------------------------------------------
