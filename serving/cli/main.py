@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serving.cli import bench, demo, deploy, keys, loadtest, serve, talk, voices
+from serving.cli import bench, demo, deploy, evaluate, keys, loadtest, serve, talk, voices
 from training.cli import app as train
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("serve")(serve.serve)
 app.command("talk")(talk.talk)
 app.command("demo")(demo.demo)
 app.command("deploy")(deploy.deploy)
+app.command("evaluate")(evaluate.evaluate)
 app.command("keys")(keys.keys)
 app.command("loadtest")(loadtest.loadtest)
 app.add_typer(voices.app, name="voices")
