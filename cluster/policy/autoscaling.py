@@ -19,10 +19,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class AutoscalingConfig:
-    """`spare_slots` are kept free, so that the next caller finds one while a replica starts (about 10 s where a
-    node is at hand, minutes where it is not). `reserve_slots` come on top while anybody talks: they are what a dead
-    replica's conversations move into, and new callers do not get them. `shrink_fill` is the hysteresis: a replica is given back only if
-    the rest would then be filled to less than this share, so that one more caller does not bring it back."""
+    """`spare_slots` are kept free, so that the next caller finds one while a replica starts (about 10 s where a node is
+    at hand, minutes where it is not). `reserve_slots` come on top while anybody talks: they are what a dead replica's
+    conversations move into, and new callers do not get them. `shrink_fill` is the hysteresis: a replica is given back
+    only if the rest would then be filled to less than this share, so that one more caller does not bring it back."""
 
     slots_per_replica: int
     min_replicas: int = 1
