@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serving.cli import bench, demo, deploy, evaluate, keys, loadtest, serve, talk, voices
+from serving.cli import bench, demo, deploy, drain, evaluate, keys, loadtest, replicas, serve, talk, voices
 from training.cli import app as train
 
 app = typer.Typer(
@@ -29,9 +29,11 @@ app.command("serve")(serve.serve)
 app.command("talk")(talk.talk)
 app.command("demo")(demo.demo)
 app.command("deploy")(deploy.deploy)
+app.command("drain")(drain.drain)
 app.command("evaluate")(evaluate.evaluate)
 app.command("keys")(keys.keys)
 app.command("loadtest")(loadtest.loadtest)
+app.command("replicas")(replicas.replicas)
 app.add_typer(voices.app, name="voices")
 app.add_typer(bench.app, name="bench")
 app.add_typer(train, name="train")

@@ -21,7 +21,8 @@ from serving.cli.main import app
 from serving.tenants import Tenants
 
 COMMANDS = [
-    [], ["serve"], ["talk"], ["demo"], ["deploy"], ["loadtest"], ["keys"], ["voices"], ["voices", "add"], ["bench"],
+    [], ["serve"], ["talk"], ["demo"], ["deploy"], ["drain"], ["loadtest"], ["replicas"], ["keys"], ["voices"],
+    ["voices", "add"], ["bench"],
     ["bench", "frame"],
 ]  # fmt: skip
 
