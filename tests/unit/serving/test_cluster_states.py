@@ -7,6 +7,7 @@ no slot is owned twice; nobody speaks under an old epoch; and when all have hung
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Iterable
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,8 +37,8 @@ class ClusterMachine(RuleBasedStateMachine):
         for slots in sizes:
             await self.world.start(slots)
 
-    def run(self, what: object) -> object:
-        return self.loop.run_until_complete(what)  # type: ignore[arg-type]
+    def run(self, what: Awaitable[object]) -> object:
+        return self.loop.run_until_complete(what)
 
     def node(self, pick: int) -> Node:
         nodes = list(self.world.nodes.values())
@@ -140,7 +141,14 @@ class ClusterMachine(RuleBasedStateMachine):
             try:
                 self.run(self._all_are_kept_and_nothing_is_left())
             finally:
+                left = asyncio.all_tasks(self.loop)  # after a failure alone
+                for task in left:
+                    task.cancel()
+                self.run(self._gone(left))
                 self.loop.close()
+
+    async def _gone(self, tasks: Iterable[asyncio.Task[object]]) -> None:
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _all_are_kept_and_nothing_is_left(self) -> None:
         world = self.world
@@ -170,9 +178,10 @@ class ClusterMachine(RuleBasedStateMachine):
             await world.pass_s(0.5)
             assert talk.heard == talk.journal.heard_frames > before, "it does not speak again"
         for talk in list(world.talks.values()):
-            if talk.home is not None and talk.home.leaving:
+            if talk.home is not None and talk.home.node.told_to_drain:
                 await world.begin_move(talk)
                 await world.end_move(talk)
+        await world.pass_s(0.5)
         emptied = [node for node in world.nodes.values() if node.told_to_drain]
         assert all(node.replica.drained for node in emptied), "a replica that was to be emptied is not"
         for talk in list(world.talks.values()):
