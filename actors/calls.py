@@ -12,10 +12,11 @@ from actors.errors import BadRequest, JournalError, ServingError, StaleEpoch, Un
 from actors.interfaces import Clock
 from actors.journal import Journal
 from actors.journal_parts import cut
-from actors.messages import Down, DownSink, Failed, OpenRequest, Ready, SlotReport
+from actors.messages import Down, DownSink, Failed, Move, OpenRequest, Ready, SlotReport
 from actors.slots import SlotTable
 from actors.stage_loop import StageLoops
 from actors.stage_set import Pasts, StageSet
+from graphs.stages import MemoryReport
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Calls:
         self._stages, self._clock, self._numerics_id = stages, clock, numerics_id
         self._calls: dict[str, Call] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}  # session → its slot being freed
+        self.memory: MemoryReport | None = None  # what the engine last said, if its slots share memory
 
     def __iter__(self) -> Iterator[Call]:
         return iter(self._calls.values())
@@ -111,9 +113,19 @@ class Calls:
             if (call := self._tenant(session, tenancy)) is not None:
                 call.primed = True
                 self._become_ready(call)
+                held, call.held = call.held, []
+                self.loops.go_on(held)
         for session, tenancy, reason in failed:
             if (call := self._tenant(session, tenancy)) is not None:
                 self.end(call, BadRequest(reason))
+
+    def remembers(self, memory: MemoryReport) -> None:
+        """What the engine says about its memory. Whoever it suggests is asked to leave, half a second after half a
+        second, as on a drain: their ingresses move them while they talk."""
+        self.memory = memory
+        for session, tenancy in memory.migrate:
+            if (call := self._tenant(session, tenancy)) is not None:
+                self.tell(call, Move(call.session, call.epoch, "memory"))
 
     def rebuilt(self, stage: str, ready: Iterable[tuple[str, int]]) -> None:
         """Whose stream in a codec stage stands where it stood."""
@@ -171,6 +183,7 @@ class Calls:
         call.closed, call.failure = True, failure
         del self._calls[call.session]
         call.early.clear()
+        call.held.clear()
         self.loops.drop(call)
         call.ending = self._endings[call.session] = asyncio.create_task(self._let_go(call))
         if failure is not None and call.prompt is not None:
@@ -199,6 +212,8 @@ class Calls:
         await self._stages.close(call.session, call.epoch)
         self.slots.release(call.lease)
         del self._endings[call.session]
+        if any(other.held for other in self):
+            self.loops.look_again()
         self.on_change()
 
     def tell(self, call: Call, message: Down) -> None:

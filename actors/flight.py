@@ -72,6 +72,12 @@ class FrameQueue:
         self._waiting.setdefault(flight.call, deque()).append(flight)
         self._bell.set()
 
+    def put_back(self, flights: Sequence[Flight]) -> None:
+        """Puts a conversation's frames before those of it that wait already."""
+        for flight in reversed(flights):
+            self._waiting.setdefault(flight.call, deque()).appendleft(flight)
+        self._bell.set()
+
     def drop(self, call: Call) -> None:
         self._waiting.pop(call, None)
 

@@ -12,6 +12,7 @@ done, a later one is refused with the number that is needed, and an epoch that i
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -122,8 +123,8 @@ class FrameGate:
         del self._holders[known.slot]
         return known.slot
 
-    def set_ready(self, session: str) -> None:
-        self._entries[session].ready = True
+    def set_ready(self, session: str, ready: bool = True) -> None:
+        self._entries[session].ready = ready
 
     def fail(self, session: str, reason: str) -> None:
         """Marks a conversation's state as unusable: all its further frames are answered FAILED until it closes."""
@@ -177,6 +178,23 @@ class FrameGate:
         for j, reason in bad.items():
             answered[plan.compute[j]] = Answered(Verdict.FAILED, 0, None)
             self.fail(plan.keys[plan.compute[j]].session, reason)
+        return Plan(
+            plan.keys,
+            tuple(plan.compute[j] for j in keep),
+            tuple(plan.slots[j] for j in keep),
+            plan.data[keep],
+            answered,
+            plan.width,
+        )
+
+    def postpone(self, plan: Plan, slots: Collection[int]) -> Plan:
+        """Takes entries of these slots out of a plan; their frames wait (NEED, with their own number)."""
+        keep = [j for j, slot in enumerate(plan.slots) if slot not in slots]
+        if len(keep) == len(plan.slots):
+            return plan
+        answered = dict(plan.answered)
+        for j in set(range(len(plan.slots))) - set(keep):
+            answered[plan.compute[j]] = Answered(Verdict.NEED, plan.keys[plan.compute[j]].frame, None)
         return Plan(
             plan.keys,
             tuple(plan.compute[j] for j in keep),

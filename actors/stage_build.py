@@ -15,7 +15,7 @@ from actors.codec_stage import CODEBOOKS, FRAME_SAMPLES, DecoderStage, EncoderSt
 from actors.converse_stage import EngineStage
 from actors.stage_config import StageConfig, StageDescription
 from graphs.anchors import AnchorPolicy
-from graphs.backends import default_dtype
+from graphs.backends import Backends, default_dtype
 from graphs.codec import DecoderLane, EncoderLane
 from graphs.engine import ConversationEngine
 from graphs.stages import SessionSpec
@@ -61,11 +61,19 @@ def build_decoder(config: StageConfig) -> tuple[DecoderStage, StageDescription]:
 def build_engine(config: StageConfig) -> tuple[EngineStage, StageDescription]:
     started = time.monotonic()
     checkpoint = _load(config, "lm", "text")
-    engine = ConversationEngine(checkpoint, config.slots, anchors=AnchorPolicy.of_seconds(config.anchor_s))
+    backends = Backends(
+        attention=config.attention,
+        linear=config.linear,
+        kv_dtype=config.kv_dtype,
+        kv_overcommit=config.kv_overcommit,
+    )
+    anchors = AnchorPolicy.of_seconds(config.anchor_s)
+    engine = ConversationEngine(checkpoint, config.slots, anchors=anchors, backend=backends)
     _read_voices(checkpoint)
     _warm_up(engine, checkpoint)
     numerics_id = f"{engine.numerics_id}{_threads_id(config)}"
-    stage = EngineStage(engine, config.slots, checkpoint.lm_config.card)
+    memory = engine if engine.overcommitted else None
+    stage = EngineStage(engine, config.slots, checkpoint.lm_config.card, memory=memory)
     return stage, _describe("engine", checkpoint, config, numerics_id, started)
 
 

@@ -16,6 +16,11 @@ class StageConfig:
     threads: int = 1
     # The language model re-reads its prompt and its most recent frames so often, once its context is full; 0: never.
     anchor_s: float = 120.0
+    # See graphs.backends.Backends. `auto`: what a self-test finds right, stable and faster.
+    attention: str = "ours"
+    linear: str = "ours"
+    kv_dtype: str = "auto"
+    kv_overcommit: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ while a stage is at the batch before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from actors.call import Call
@@ -15,7 +15,7 @@ from actors.flight import Flight, FrameQueue, Rows, batch_of
 from actors.interfaces import Clock, CodecHandle, FrameMetrics, Pieces, ReplicaSettings
 from actors.messages import Down, FrameOut
 from actors.stage_set import StageSet
-from graphs.stages import StageReply, Verdict
+from graphs.stages import MemoryReport, StageReply, Verdict
 
 FRAME_S = 0.08
 
@@ -26,6 +26,8 @@ class CallBook(Protocol):
     def __iter__(self) -> Iterator[Call]: ...
 
     def prompts(self, ready: Iterable[tuple[str, int]], failed: Iterable[tuple[str, int, str]]) -> None: ...
+
+    def remembers(self, memory: MemoryReport) -> None: ...
 
     def rebuilt(self, stage: str, ready: Iterable[tuple[str, int]]) -> None: ...
 
@@ -47,6 +49,7 @@ class StageLoops:
         self._stages, self._book, self._tokenizer = stages, book, tokenizer
         self._settings, self._clock, self._metrics = settings, clock, metrics
         self._heard, self._encoded, self._spoken = FrameQueue(), FrameQueue(), FrameQueue()
+        self._pending = 0  # what the engine said it has still to read
 
     # ---- the loop ----------------------------------------------------------------------------------------
 
@@ -65,7 +68,6 @@ class StageLoops:
             await self._encoded.wait(or_when=self._prefilling)
             flights = self._encoded.take()  # none while only prompts wait: then the step just prefills
             reply = await self._stages.call("engine", self._stages.converse.step, batch_of(flights, 8))
-            self._book.prompts(reply.ready, reply.failed)
             place = {key: i for i, key in enumerate(reply.frames.keys)}
             for flight, tokens in self._answers("engine", flights, reply.frames):
                 flight.text_token, flight.agent_codes = int(tokens[0]), tokens[1:]
@@ -73,6 +75,11 @@ class StageLoops:
                 flight.journal_row, flight.next_column = reply.journal[i].copy(), reply.next_columns[i].copy()
                 flight.first_row = int(reply.first_rows[i])
                 self._spoken.put(flight)
+            # After the answers: a frame that had to wait goes on with the reply that says so.
+            self._book.prompts(reply.ready, reply.failed)
+            self._pending = reply.pending
+            if reply.memory is not None:
+                self._book.remembers(reply.memory)
 
     async def decode(self) -> None:
         while True:
@@ -132,6 +139,7 @@ class StageLoops:
 
     def clear(self) -> None:
         """Forgets all frames; for a replica whose stages have been replaced."""
+        self._pending = 0
         for queue in (self._heard, self._encoded, self._spoken):
             queue.clear()
 
@@ -144,8 +152,19 @@ class StageLoops:
         """Frames in all queues."""
         return len(self._heard) + len(self._encoded) + len(self._spoken)
 
+    def go_on(self, held: Sequence[Flight]) -> None:
+        """Frames that the engine had no memory for, and now has."""
+        if held:
+            self._encoded.put_back(held)
+
+    def look_again(self) -> None:
+        """Memory may have become free: the engine is called once even if no frame comes."""
+        self._pending = max(self._pending, 1)
+        self._encoded.ring()
+
     def _prefilling(self) -> bool:
-        return any(call.prefilling for call in self._book)
+        """Whether the engine has something to read: prompts, and calls that it had parked and is rebuilding."""
+        return self._pending > 0 or any(call.prefilling for call in self._book)
 
     def _rebuilding(self, stage: str) -> bool:
         return any(call.rebuilds_in(stage) for call in self._book)
@@ -183,6 +202,8 @@ class StageLoops:
                 continue
             if verdict in (Verdict.DONE, Verdict.REPLAYED):
                 yield flight, reply.data[i].copy()
+            elif verdict is Verdict.NEED and stage == "engine" and reply.details[i] == flight.key.frame:
+                flight.call.held.append(flight)  # parked: see graphs.stages.MemoryReport
             elif verdict is Verdict.STALE:
                 self._book.end(flight.call, StaleEpoch(f"The conversation is at epoch {reply.details[i]} now."))
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import secrets
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,6 +37,7 @@ class Backends:
 
     kv_overcommit: how many times the full contexts that there is memory for are promised; above 1 the cache is paged.
     kv_reserve_s: how long every conversation must be able to go on in it when another is let in (graphs.kv_pressure).
+    stable: as the self-test found it, whether a row's bits are its own in any company.
     """
 
     step: str = "auto"
@@ -44,6 +46,7 @@ class Backends:
     kv_dtype: str = "auto"
     kv_overcommit: float = 1.0
     kv_reserve_s: float = RESERVE_S
+    stable: bool = True
 
     def __post_init__(self) -> None:
         """Raises ValueError for a name that is none, and an overcommit below 1."""
@@ -61,6 +64,14 @@ class Backends:
     @property
     def paged(self) -> bool:
         return self.kv_overcommit > 1.0
+
+    @property
+    def id(self) -> str:
+        """Part of an engine's numerics_id: what of the choice decides bits, beside the cache's layout."""
+        linear = "" if self.linear == "ours" else f"-lin.{self.linear}"
+        stored = "" if self.kv_dtype == "auto" else f"-kv.{self.kv_dtype}"
+        # Equal to nobody's, so that whoever moves a conversation says that its words may differ.
+        return f"{linear}{stored}" if self.stable else f"{linear}{stored}-unstable.{secrets.token_hex(4)}"
 
 
 def make_cache(

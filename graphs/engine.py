@@ -11,9 +11,12 @@ import numpy.typing as npt
 import torch
 
 from graphs.anchors import AnchorPolicy
+from graphs.backends import Backends
+from graphs.kv_pressure import KVPressure
 from graphs.prefill_budget import PrefillBudget
 from graphs.prefix_cache import DEFAULT_LIMIT_BYTES, PrefixCache, PrefixOwners
 from graphs.sampling import MAX_TOP_K
+from graphs.self_test import settle
 from graphs.slot_engine import DEFAULT_TILE, SlotEngine, StepOut
 from graphs.stages import Past, Sampling, SessionSpec
 from models.checkpoint import Checkpoint
@@ -39,28 +42,31 @@ class ConversationEngine:
         tile: int = DEFAULT_TILE,
         anchors: AnchorPolicy | None = None,
         prefix_bytes: int = DEFAULT_LIMIT_BYTES,
-        backend: str = "auto",
+        backend: str | Backends = "auto",
     ) -> None:
         """anchors: None lets windows slide, as the published code does. prefix_bytes: for prompts' beginnings.
 
-        backend: one of graphs.backends.BACKENDS; on CUDA "static-fp8" holds about twice the conversations.
+        backend: one of graphs.backends.BACKENDS, or all that can be chosen; attention and products that are `auto` are
+        tried out here and now (graphs.self_test).
 
-        Raises ValueError if the checkpoint was loaded without its language model.
+        Raises ValueError if the checkpoint was loaded without its language model, or the choice cannot serve it.
         """
         if checkpoint.lm is None:
             raise ValueError("this checkpoint was loaded without its language model: ask for the part 'lm'")
         self._checkpoint = checkpoint
+        chosen = Backends(step=backend) if isinstance(backend, str) else backend
+        self.backends = settle(chosen, checkpoint.lm, slots, tile)
         self.prefixes = PrefixCache(prefix_bytes)
         self.slot_engine = SlotEngine(
             checkpoint.lm,
             slots,
             tile=tile,
-            backend=backend,
+            backend=self.backends,
             anchors=anchors,
             budget=PrefillBudget(tile),
             prefixes=self.prefixes,
         )
-        layout = self.slot_engine.cache.layout
+        layout = f"{self.slot_engine.cache.layout}{self.backends.id}"
         self.numerics_id = numerics_id(checkpoint.lm, checkpoint.weights_hash, layout, tile, anchors)
 
     def prompt(self, spec: SessionSpec) -> Prompt:
@@ -89,7 +95,8 @@ class ConversationEngine:
         """Gives `slot` to a conversation: a new one, or one that goes on from its `past`.
 
         tenant: whose role it is. Their next conversation with it starts faster, nobody else's does; without a name only
-        the voice, which is the checkpoint's, is remembered. Raises ValueError with a sentence for the user.
+        the voice, which is the checkpoint's, is remembered. Raises ValueError with a sentence for the user, OutOfPages
+        if the KV cache is promised to others (see SlotEngine.open).
         """
         check_sampling(spec.sampling)
         prompt = self.prompt(spec)
@@ -100,6 +107,26 @@ class ConversationEngine:
     def step(self, slots: Sequence[int], codes: npt.NDArray[np.int16]) -> StepOut:
         """See SlotEngine.step: a frame for each of `slots`, and a tile of waiting prompts beside them."""
         return self.slot_engine.step(slots, codes)
+
+    # ---- where the slots share less memory than full contexts take -------------------------------------------
+
+    @property
+    def overcommitted(self) -> bool:
+        return self.slot_engine.cache.pool is not None
+
+    def make_room(self, slots: Sequence[int]) -> tuple[int, ...]:
+        """See SlotEngine.make_room."""
+        return self.slot_engine.make_room(slots)
+
+    @property
+    def parked(self) -> Sequence[int]:
+        """Slots that wait for pages."""
+        return self.slot_engine.parked
+
+    @property
+    def pressure(self) -> KVPressure | None:
+        """See SlotEngine.pressure."""
+        return self.slot_engine.pressure
 
     def close(self, slot: int) -> None:
         """Frees a slot; closing a free one is no error, since whoever closes may be cleaning up."""

@@ -52,10 +52,21 @@ class Override:
 class FrameStep:
     """Runs rows through the model. Holds no conversation's state but the KV cache, which rows address by slot."""
 
-    def __init__(self, model: LanguageModel, cache: KVCache, *, fixed_rows: int = 0, fixed_emits: int = 0) -> None:
-        """fixed_rows, fixed_emits: pad every step to these counts, 0 to fours. A WholeStep has counts of its own."""
+    def __init__(
+        self,
+        model: LanguageModel,
+        cache: KVCache,
+        *,
+        fixed_rows: int = 0,
+        fixed_emits: int = 0,
+        linear: str = "ours",
+    ) -> None:
+        """fixed_rows, fixed_emits: pad every step to these counts, 0 to fours. A WholeStep has counts of its own.
+
+        linear: whose products, see graphs.step_model.step_model.
+        """
         self._cache = cache
-        self._model = step_model(model, cache)
+        self._model = step_model(model, cache, linear)
         self._fixed_rows = fixed_rows
         self._fixed_emits = fixed_emits
         self.probe: LogitsProbe | None = None

@@ -54,7 +54,7 @@ class Holding:
 class KVPressure:
     """What an engine says about its pages.
 
-    room: conversations that may still be opened (None: as many as there are slots). seconds_left: for so long every
+    room: conversations that may still be opened, if there are slots. seconds_left: for so long every
     live conversation can go on for certain, if nobody comes and nobody is moved; the reserve at the most. pressure: ""
     or MIGRATE_ONE; then migrate are the slots whose leaving is suggested, within seconds_left, the first one first.
     parked: slots that wait for pages, silent: the most urgent to be moved, and all that they need is their journal.
@@ -62,7 +62,7 @@ class KVPressure:
 
     pages: int = 0
     free_pages: int = 0
-    room: int | None = None
+    room: int = 0
     seconds_left: float = RESERVE_S
     pressure: str = ""
     migrate: tuple[int, ...] = ()

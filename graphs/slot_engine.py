@@ -98,7 +98,11 @@ class SlotEngine:
         self.cache = make_cache(model.config, rings, tile, device=model.device, dtype=model.dtype, backend=backend)
         fixed = model.device.type == "cuda"
         self.frame_step = FrameStep(
-            model, self.cache, fixed_rows=slots + tile if fixed else 0, fixed_emits=slots if fixed else 0
+            model,
+            self.cache,
+            fixed_rows=slots + tile if fixed else 0,
+            fixed_emits=slots if fixed else 0,
+            linear=backend.linear if isinstance(backend, Backends) else "ours",
         )
         self._budget = budget
         self._prefixes = prefixes if prefixes is not None else PrefixCache(0)
@@ -176,6 +180,11 @@ class SlotEngine:
         """To be called before a step with the same slots, where more is promised than there is: those that cannot go on
         now, because they are parked. Later steps report them ready again."""
         return () if self._pages is None else self._pages.make_room(slots)
+
+    @property
+    def parked(self) -> Sequence[int]:
+        """Slots that wait for pages, and say nothing meanwhile."""
+        return () if self._pages is None else self._pages.parked
 
     @property
     def pressure(self) -> KVPressure | None:

@@ -130,6 +130,23 @@ class PromptInfo(NamedTuple):
     digest: str
 
 
+class MemoryReport(NamedTuple):
+    """What an engine that promises more KV cache than it has says about it (graphs.kv_pressure); (session, epoch) each.
+
+    room: conversations that may still be opened. pressure: "" or "migrate one": then those in `migrate` are to be moved
+    to other replicas, the first one first, within seconds_left, or the engine will park the youngest. parked: those
+    that are: their frames are answered NEED with their own number until `ready` names them again.
+    """
+
+    room: int
+    pressure: str
+    migrate: tuple[tuple[str, int], ...]
+    parked: tuple[tuple[str, int], ...]
+    seconds_left: float
+    pages: int
+    free_pages: int
+
+
 class ConverseReply(NamedTuple):
     """What one frame step gave.
 
@@ -138,7 +155,8 @@ class ConverseReply(NamedTuple):
     the column it began, -2 where the next frame will tell; `first_rows` [n] int32 the oldest frame whose column a
     rebuild needs, which is 0 until the first anchor.
     `ready` names conversations whose prompt finished in this step. `pending` counts prompts still to prefill,
-    so the caller knows to call again even when no frame waits.
+    so the caller knows to call again even when no frame waits. `memory`: None where every slot has its full
+    context, and in replies between two looks at it.
     """
 
     frames: StageReply
@@ -148,6 +166,7 @@ class ConverseReply(NamedTuple):
     pending: int
     next_columns: npt.NDArray[np.int16]
     first_rows: npt.NDArray[np.int32]
+    memory: MemoryReport | None = None
 
 
 class CodecStage(Protocol):

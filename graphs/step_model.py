@@ -100,11 +100,19 @@ class TorchModel:
         return DepthPass(self._model, hidden)
 
 
-def step_model(model: LanguageModel, cache: KVCache) -> StepModel | WholeStep:
-    """The implementation that goes with a cache's layout (see graphs.backends)."""
+def step_model(model: LanguageModel, cache: KVCache, linear: str = "ours") -> StepModel | WholeStep:
+    """The implementation that goes with a cache's layout and the chosen products (see graphs.backends).
+
+    Raises ValueError for products that there are not, ImportError for a library that is not there.
+    """
     if isinstance(cache, RingCache):
         return StaticStep(model, cache)
-    if type(cache).__name__ == "CompiledCache":  # by name: its module needs numba, which may not be there
+    layout = type(cache).__name__  # by name: their modules need numba, which may not be there
+    if layout == "VllmBlockCache" or (layout == "CompiledCache" and linear != "ours"):
+        from graphs.mixed_step import MixedModel
+
+        return MixedModel(model, cache, linear)
+    if layout == "CompiledCache":
         from graphs.attention_cpu import CompiledCache
         from graphs.compiled_step import CompiledModel
 

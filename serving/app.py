@@ -53,7 +53,7 @@ def _scale(plan: Plan) -> dict[str, Any]:
     policy = AutoscalingPolicy(  # type: ignore[no-untyped-call] # Ray
         policy_function="serving.autoscaling:ConversationPolicy",
         policy_kwargs={
-            "slots_per_replica": settings.slots,
+            "slots_per_replica": plan.slots,
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
             "spare_slots": settings.spare_slots,

@@ -16,7 +16,15 @@ from serving.trunk_server import TrunkConfig
 # Ray refuses to place what asks for nothing; these small shares let eight processes of a laptop's two cores start.
 PROCESS_CPUS = 0.1
 STAGES = 3
+CPU_SLOTS = 4  # what one core does in half of its time: docs/performance
+ANCHOR_S = 120.0  # StageConfig's
+# What torch sees of it, which is a little less than on the box; for a head node without a GPU of its own.
+ACCELERATOR_BYTES = {"H100": 79 << 30, "H200": 139 << 30}
 ENGINE_GPU_SHARE, CODEC_GPU_SHARE = 0.6, 0.2
+
+
+class PlanError(ValueError):
+    """Settings that this machine, or the one they are for, cannot serve. Its sentence is for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,11 @@ class Plan:
     accelerator: str | None
     trunk: TrunkConfig
     folder: Path  # of the checkpoint on the machine that built the application
+
+    @property
+    def slots(self) -> int:
+        """Conversations a replica holds; make_plan has counted them where the settings leave it open."""
+        return CPU_SLOTS if self.settings.slots == "auto" else self.settings.slots
 
     @property
     def router(self) -> RouterConfig:
@@ -51,7 +64,7 @@ class Plan:
     def reserve_slots(self) -> int:
         """Slots kept for conversations whose replica dies, if all replicas are as large as those started here."""
         if self.settings.reserve_slots == "auto":
-            return self.settings.slots if self.reserve_by_size else 0
+            return self.slots if self.reserve_by_size else 0
         return self.settings.reserve_slots
 
     @property
@@ -92,10 +105,40 @@ class Plan:
         return options
 
 
+def slots_of(settings: ServeSettings, accelerator: str) -> int:
+    """What fits into a replica's GPU: the one in this machine, or else one of the accelerator's name.
+
+    Raises PlanError if neither says how much memory that is, or if it is too little.
+    """
+    import torch
+
+    from graphs.anchors import AnchorPolicy
+    from graphs.backends import Backends
+    from graphs.memory_plan import memory_plan
+    from models.checkpoint import load_checkpoint
+
+    memory = ACCELERATOR_BYTES.get(accelerator)
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+    if memory is None:
+        known = ", ".join(ACCELERATOR_BYTES)
+        raise PlanError(
+            f"slots are `auto`, but there is no GPU here and nothing is known of {accelerator!r} (only of {known}): "
+            "say how many with --slots"
+        )
+    loaded = load_checkpoint(settings.checkpoint, parts=frozenset())
+    dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    parts = memory_plan(loaded.lm_config, loaded.mimi_config, dtype, Backends(kv_dtype=settings.kv_dtype))
+    try:
+        return parts.slots(memory, AnchorPolicy.of_seconds(ANCHOR_S), settings.kv_overcommit)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+
+
 def make_plan(settings: ServeSettings) -> Plan:
     """Decide what `auto` means on this machine, and read what the checkpoint offers.
 
-    Raises models.checkpoint.CheckpointError.
+    Raises models.checkpoint.CheckpointError; PlanError if settings and device do not go together.
     """
     device = settings.device
     if device == "auto":
@@ -105,6 +148,10 @@ def make_plan(settings: ServeSettings) -> Plan:
     wanted = settings.accelerator
     if wanted == "auto":
         wanted = "H100" if device == "cuda" else "none"
+    if settings.kv_dtype == "fp8" and device != "cuda":
+        raise PlanError("keys and values in fp8 are for CUDA: leave --kv-dtype out, or choose bfloat16")
+    if settings.slots == "auto" and device == "cuda":
+        settings = settings.model_copy(update={"slots": slots_of(settings, wanted)})
     secret = settings.trunk_secret or secrets.token_urlsafe(32)
     return Plan(
         settings,

@@ -45,7 +45,7 @@ class PersonaPlexReplica:
             self._stages.encoder,
             self._stages.converse,
             self._stages.decoder,
-            slots=settings.slots,
+            slots=plan.slots,
             tokenizer=pieces,
             numerics_id=self._stages.numerics_id,
             settings=ReplicaSettings(
@@ -93,7 +93,18 @@ class PersonaPlexReplica:
 
 def _stage(plan: Plan, threads: int) -> StageConfig:
     dtype = None if plan.settings.dtype == "auto" else plan.settings.dtype
-    return StageConfig(plan.settings.checkpoint, plan.settings.slots, plan.device, dtype, threads)
+    settings = plan.settings
+    return StageConfig(
+        settings.checkpoint,
+        plan.slots,
+        plan.device,
+        dtype,
+        threads,
+        attention=settings.attention_backend,
+        linear=settings.linear_backend,
+        kv_dtype=settings.kv_dtype,
+        kv_overcommit=settings.kv_overcommit,
+    )
 
 
 def _node_address() -> str:

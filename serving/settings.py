@@ -21,7 +21,22 @@ class ServeSettings(BaseSettings):
     checkpoint: str = Field("demo", description="folder, Hugging Face repo id, or `demo` (generated on first use)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes CUDA where torch sees one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="`auto`: bf16, on a CPU if it has numba")
-    slots: int = Field(4, ge=1, le=256, description="conversations a replica holds at once")
+    slots: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        "auto",
+        description="conversations a replica holds at once; `auto`: what the GPU's memory holds, on a CPU 4",
+    )
+    attention_backend: Literal["auto", "ours", "vllm"] = Field(
+        "auto", description="`auto`: what a self-test at start finds right and fastest; vLLM's where it is installed"
+    )
+    linear_backend: Literal["auto", "ours", "onednn", "vllm", "vllm-int8", "vllm-fp8"] = Field(
+        "auto", description="matrix products; `auto` as above. Name one, so that all replicas compute the same bits"
+    )
+    kv_dtype: Literal["auto", "bfloat16", "fp8"] = Field(
+        "auto", description="keys and values; `auto`: as computed; fp8, on CUDA, holds about twice the conversations"
+    )
+    kv_overcommit: float = Field(
+        1.0, ge=1, le=4, description="contexts promised for each there is memory for; above 1 calls move under pressure"
+    )
     threads_per_actor: int = Field(1, ge=1, le=64, description="torch threads of the engine actor, on CPU")
     codec_threads: int = Field(1, ge=1, le=64, description="torch threads of each codec actor, on CPU")
     role_max_chars: int = Field(4000, ge=1, description="longest role (text prompt), in characters")

@@ -33,7 +33,10 @@ def deploy(
         str | None,
         typer.Option(help="Address to bind. Beyond loopback, --keys-file is required.", show_default="127.0.0.1"),
     ] = None,
-    slots: Annotated[int | None, typer.Option(help="Conversations a replica holds at once.", show_default="4")] = None,
+    slots: Annotated[
+        str | None,
+        typer.Option(help="Conversations a replica holds at once; auto: what fits.", show_default="auto, 4 on a CPU"),
+    ] = None,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Replicas kept even when nobody calls.", show_default="1")
     ] = None,
@@ -76,17 +79,19 @@ def deploy(
         keys_file=keys_file,
     )
     from models.checkpoint import CheckpointError
+    from serving.plan import PlanError
     from serving.tenants import KeysFileError
 
     with err.status(f"deploying on {address}"):
         try:
             _deploy(address, settings)
-        except (CheckpointError, KeysFileError, ConnectionError) as error:
+        except (CheckpointError, KeysFileError, PlanError, ConnectionError) as error:
             fail(str(error))
         except RuntimeError as error:  # Serve's word for "it did not become healthy"
             fail(f"the deployment failed: {error}")
     out.print(f"[bold]Deployed at http://{settings.host}:{settings.port}[/bold]", highlight=False)
-    note(f"{settings.min_replicas} to {settings.max_replicas} replicas with {settings.slots} slots each")
+    slots = "as many slots as fit" if settings.slots == "auto" else f"{settings.slots} slots"
+    note(f"{settings.min_replicas} to {settings.max_replicas} replicas with {slots} each")
 
 
 def _deploy(address: str, settings: ServeSettings) -> None:

@@ -28,9 +28,24 @@ def serve(
         str | None,
         typer.Option(help="Address to bind. Beyond loopback, --keys-file is required.", show_default="127.0.0.1"),
     ] = None,
-    slots: Annotated[int | None, typer.Option(help="Conversations a replica holds at once.", show_default="4")] = None,
+    slots: Annotated[
+        str | None,
+        typer.Option(help="Conversations a replica holds at once; auto: what fits.", show_default="auto, 4 on a CPU"),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default="auto")] = None,
+    attention_backend: Annotated[
+        str | None, typer.Option(help="auto, ours or vllm.", show_default="auto: the faster one that is right")
+    ] = None,
+    linear_backend: Annotated[
+        str | None, typer.Option(help="auto, ours, onednn, vllm, vllm-int8.", show_default="auto")
+    ] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="Keys and values: auto, bfloat16 or fp8.", show_default="auto: as computed")
+    ] = None,
+    kv_overcommit: Annotated[
+        float | None, typer.Option(help="Contexts promised for each there is memory for.", show_default="1")
+    ] = None,
     max_replicas: Annotated[
         int | None, typer.Option(help="Most replicas autoscaling may start.", show_default="1")
     ] = None,
@@ -58,7 +73,7 @@ def serve(
     \b
       personaplex serve
       personaplex serve --port 9000 --slots 8
-      personaplex serve --checkpoint nvidia/personaplex-7b-v1 --slots 32
+      personaplex serve --checkpoint nvidia/personaplex-7b-v1 --kv-dtype fp8
       personaplex serve --host 0.0.0.0 --keys-file keys.toml
       PERSONAPLEX_IDLE_TIMEOUT_S=600 personaplex serve
     """
@@ -72,6 +87,10 @@ def serve(
         slots=slots,
         device=device,
         dtype=dtype,
+        attention_backend=attention_backend,
+        linear_backend=linear_backend,
+        kv_dtype=kv_dtype,
+        kv_overcommit=kv_overcommit,
         max_replicas=max_replicas,
         accelerator=accelerator,
         keys_file=keys_file,
@@ -120,11 +139,12 @@ def catch_stop_signals() -> Callable[[], None]:
 def running(settings: ServeSettings) -> Iterator[str]:
     """The whole system on this machine for a block; gives its URL, or one clear sentence if it does not start."""
     from serving.local import LocalStartError, start_local
+    from serving.plan import PlanError
 
     try:
         with err.status("starting Ray and the server"):
             server = start_local(settings)
-    except LocalStartError as error:
+    except (LocalStartError, PlanError) as error:
         fail(str(error))
     try:
         yield server.url
@@ -148,13 +168,14 @@ def settings_from(**given: Any) -> ServeSettings:
 
 def _sentence(problem: Any) -> str:
     what = str(problem["msg"]).removeprefix("Value error, ")
-    where = ".".join(str(part) for part in problem["loc"])
+    where = "".join(str(part) for part in problem["loc"][:1])  # what follows are names of pydantic's own
     return f"--{where.replace('_', '-')}: {what}" if where else what
 
 
 def _say_where(url: str, name: str, trained: bool, settings: ServeSettings) -> None:
     out.print(f"[bold]Talk at {url}[/bold]", highlight=False)
-    out.print(f"  {name}, {settings.slots} conversations at once on {settings.device}", highlight=False)
+    slots = "as many conversations as fit" if settings.slots == "auto" else f"{settings.slots} conversations at once"
+    out.print(f"  {name}, {slots} on {settings.device}", highlight=False)
     out.print(f"  personaplex talk in.wav out.wav --server {url}", highlight=False)
     if not trained:
         out.print(UNTRAINED)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from models.config import LMConfig, MimiConfig
 from serving.catalog import Catalog
 from serving.pieces import Vocabulary
-from serving.plan import Plan
+from serving.plan import Plan, PlanError, make_plan, slots_of
 from serving.settings import ServeSettings
 from serving.trunk_server import TrunkConfig
 
@@ -61,6 +63,29 @@ def test_the_reserve_is_a_replica_where_there_may_be_more_than_one(
 ) -> None:
     it = plan("cpu", None, **settings)
     assert (it.router.reserve_slots, it.reserve_slots) == (router, autoscaling)
+
+
+def test_slots_are_four_on_a_cpu_and_what_was_asked_for() -> None:
+    assert plan("cpu", None).slots == 4
+    assert plan("cuda", None, slots=9).slots == 9
+
+
+def test_slots_on_a_gpu_that_is_elsewhere_are_counted_from_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head node without a GPU plans replicas for an H100."""
+    published = SimpleNamespace(lm_config=LMConfig(), mimi_config=MimiConfig())
+    monkeypatch.setattr("models.checkpoint.load_checkpoint", lambda *_, **__: published)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    in_bf16 = slots_of(ServeSettings(), "H100")
+    assert 32 <= in_bf16 < slots_of(ServeSettings(), "H200")
+    assert slots_of(ServeSettings(kv_dtype="fp8"), "H100") >= 72
+    assert slots_of(ServeSettings(kv_overcommit=1.5), "H100") > in_bf16
+    with pytest.raises(PlanError, match="say how many with --slots"):
+        slots_of(ServeSettings(), "L4")
+
+
+def test_fp8_without_cuda_is_refused_before_anything_starts() -> None:
+    with pytest.raises(PlanError, match="leave --kv-dtype out"):
+        make_plan(ServeSettings(device="cpu", kv_dtype="fp8"))
 
 
 def test_the_window_is_shorter_on_a_gpu() -> None:

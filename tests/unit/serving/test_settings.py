@@ -12,7 +12,7 @@ from serving.settings import ServeSettings, is_loopback
 
 def test_defaults_are_a_laptop() -> None:
     settings = ServeSettings()
-    assert (settings.checkpoint, settings.host, settings.port, settings.slots) == ("demo", "127.0.0.1", 8998, 4)
+    assert (settings.checkpoint, settings.host, settings.port, settings.slots) == ("demo", "127.0.0.1", 8998, "auto")
 
 
 def test_every_field_says_what_it_is() -> None:
