@@ -90,6 +90,6 @@ def guard_environment(receive_bytes_per_s: float, stalled_s: float) -> dict[str,
 
 def middlewares() -> list[Middleware]:
     """Called by Serve before it starts a server; see `guard_environment`."""
-    websocket_limits.install()
     rate, stalled_s = float(os.environ[_RATE_VARIABLE]), float(os.environ[_STALLED_VARIABLE])
+    websocket_limits.install(stalled_s)
     return [Middleware(WebSocketGuard, receive_bytes_per_s=rate, stalled_s=stalled_s)]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-AVOID_S = 1.0  # the router may not have seen yet that it is gone; but it may be the only one there is, and back soon
+AVOID_S = 1.0  # the router may not know yet that it is gone; it may also be the only one there is, and back soon
 AGAIN_S = 0.2  # between two tries when nobody has room
 LEVEL_S = 5.0  # a next home that is not level by then gets the conversation all the same: the first is to be emptied
 CHECKED_FRAMES = 3  # answers that are compared, at least, before a conversation that speaks goes over
@@ -127,8 +127,6 @@ class Relocation:
         call, now_s = self._call, self._clock.now()
         left_s = max(0.0, self._ends_s - now_s)
         avoid = tuple(name for name, until_s in self._avoid.items() if until_s > now_s)
-        if avoid:  # one of them may be the only one there is, and back soon
-            left_s = min(left_s, max(self._avoid[name] for name in avoid) - now_s)
         if call.home is not None:
             grant = await self._unless(self._holding.prepare(left_s, avoid), lambda: call.home is None)
             if grant is None:

@@ -7,6 +7,11 @@ Where a client breaks a limit below ASGI, stock uvicorn 0.54 answers in a way th
 - A request line above websockets' 8 kB: the answer (414) is composed and never written; the client waits for ever.
   Here it is written. And the limit is one that a role of 4,000 characters fits into in any script: percent-encoded,
   a Korean one has 36 kB.
+- A client that has stopped reading Opus: 10 s of it are 40 kB, which the buffers between here and there swallow. What
+  tells is a ping, which is answered in its turn, when all that was sent before it has been read. Stock uvicorn pings
+  every 20 s and waits 20 s more; here it takes 2 s and `unread_s`.
+- A connection that is lost without a close frame is reported as 1005, as if the client had closed it without a code.
+  Here it is 1006, which RFC 6455 (7.1.5) means by it: such a client may come back.
 """
 
 from __future__ import annotations
@@ -17,15 +22,26 @@ import uvicorn.protocols.websockets.auto
 import websockets.http11
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+ABNORMAL_CLOSURE = 1006
 LONGEST_LINE_BYTES = 256 * 1024
 QUIET_S = 1.0  # a client that sent nothing for so long has stopped sending
 LINGER_S = 15.0  # and one that never stops is cut
+PING_EVERY_S = 2.0
 
 
 class PatientWebSockets(WebSocketsSansIOProtocol):
     """Refuses as uvicorn does, and stays on the line until the refusal has arrived."""
 
     _refused_at_s: float | None = None
+    unread_s = 10.0  # a client that has not read what was sent so long ago is cut
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.ping_interval, self.ping_timeout = PING_EVERY_S, self.unread_s
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()  # a close would wait until what lies here has been read
 
     def data_received(self, data: bytes) -> None:
         if self._refused_at_s is not None:
@@ -61,11 +77,14 @@ class PatientWebSockets(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._refused_at_s is not None and self.close_timer is not None:
             self.close_timer.cancel()
+        if self.handshake_complete and self.conn.close_rcvd is None:
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": ABNORMAL_CLOSURE})
         super().connection_lost(exc)
 
 
-def install() -> None:
+def install(unread_s: float = PatientWebSockets.unread_s) -> None:
     """Make every uvicorn that this process starts from now on use it. Serve offers no setting for the class."""
     auto: Any = uvicorn.protocols.websockets.auto
+    PatientWebSockets.unread_s = unread_s
     auto.AutoWebSocketsProtocol = PatientWebSockets
     websockets.http11.MAX_LINE_LENGTH = max(websockets.http11.MAX_LINE_LENGTH, LONGEST_LINE_BYTES)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import websockets.http11
@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from serving import websocket_limits
 from serving.websocket_limits import LONGEST_LINE_BYTES
 from tests.chat_fakes import EchoServer, served
+from tests.polling import until
 from tests.real_server import call
 
 
@@ -80,3 +81,61 @@ async def test_a_frame_that_is_none_ends_with_its_code(server: str) -> None:
         caller.socket.transport.write(b"\xff" * 100)  # reserved bits and opcode
         code, _ = await caller.closed()
         assert code == 1002
+
+
+async def test_an_opus_client_that_stops_reading_is_cut_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stream is too small to fill any buffer on the way."""
+    monkeypatch.setattr(websocket_limits, "PING_EVERY_S", 0.1)
+    async with limited(monkeypatch, unread_s=0.5) as (url, echo), call(url, audio="opus", resume=1) as caller:
+        await caller.ready()
+        caller.socket.transport.pause_reading()
+        started_s = time.monotonic()
+        await asyncio.wait_for(echo.router.until_held(1), 5)
+        (conversation,) = echo.hub.conversations
+        await until_true(lambda: conversation.parked)  # it holds a token, so its slot waits
+        assert 0.5 < time.monotonic() - started_s < 3.0
+        conversation.end()
+
+
+async def test_a_client_that_reads_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket_limits, "PING_EVERY_S", 0.05)
+    async with limited(monkeypatch, unread_s=0.3) as (url, _), call(url) as caller:
+        await caller.ready()
+        await caller.speak(12)  # 1 s
+        assert len(caller.audio) == 12
+
+
+@pytest.mark.parametrize(("how", "waited_for"), [("abort", True), ("close", False)])
+async def test_a_lost_client_is_told_from_one_that_hangs_up(
+    monkeypatch: pytest.MonkeyPatch, how: str, waited_for: bool
+) -> None:
+    async with limited(monkeypatch, unread_s=5.0) as (url, echo), call(url, resume=1) as caller:
+        await caller.ready()
+        (conversation,) = echo.hub.conversations
+        if how == "abort":
+            caller.socket.transport.abort()
+        else:
+            await caller.socket.close()
+        await until_true(lambda: conversation.parked or conversation.over)
+        assert conversation.parked is waited_for
+        conversation.end()
+
+
+async def until_true(look: Callable[[], bool]) -> None:
+    async def looked() -> bool:
+        return look()
+
+    await until(looked, within_s=5)
+
+
+@asynccontextmanager
+async def limited(monkeypatch: pytest.MonkeyPatch, unread_s: float) -> AsyncIterator[tuple[str, EchoServer]]:
+    auto = websocket_limits.uvicorn.protocols.websockets.auto
+    monkeypatch.setattr(auto, "AutoWebSocketsProtocol", auto.AutoWebSocketsProtocol)
+    monkeypatch.setattr(websockets.http11, "MAX_LINE_LENGTH", websockets.http11.MAX_LINE_LENGTH)
+    monkeypatch.setattr(websocket_limits.PatientWebSockets, "unread_s", unread_s)
+    websocket_limits.install(unread_s)
+    echo = EchoServer()
+    async with served(echo) as url:
+        yield url.rstrip("/"), echo
+    assert not echo.router.held
