@@ -211,7 +211,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever Ray prints is no answer
     folder = Path(tempfile.mkdtemp(prefix="pp-"))  # short: a Unix socket's path has 107 bytes
     (folder / "gcs").mkdir()
-    os.environ.update(_environment(folder))
+    for name, value in _environment(folder).items():
+        os.environ.setdefault(name, value)  # whoever set it knows why
     nodes = FakeNodes(arguments.nodes, resources)
     try:
         print(json.dumps(nodes.nodes()), file=answers)

@@ -22,7 +22,7 @@ from loadtest.chaos.journals import AdminClient, Seen, look_until, watch
 from loadtest.chaos.plan import STRIKES, gap_limit_s, kinds, spread, strike_times_s
 from loadtest.chaos.strikes import Missed, Striker
 from loadtest.chaos.system import System
-from loadtest.chaos.verdict import Reference, Verdict, judge_call, witness_lag_ms
+from loadtest.chaos.verdict import Reference, Strike, Verdict, heard_after, judge_call, witness_lag_ms
 from loadtest.speech import FRAME_S
 
 ROLE = "You enjoy having a good conversation."
@@ -74,7 +74,7 @@ async def struck(
     """The conversations while the scenario strikes, held against their references."""
     times_s = strike_times_s(order.seconds, order.seed, system.layout.windows, order.strikes)
     say(f"{scenario}: strikes after {spread(times_s)} s")
-    strikes: list[str] = []
+    struck_at: list[tuple[float, float, str]] = []  # on our clock, after the start, what
     missed: list[str] = []
     async with _talking(system, order) as (callers, seen, admin):
         striker = Striker(system, admin, lambda: _homes(seen), random.Random(order.seed))
@@ -85,9 +85,10 @@ async def struck(
                 for due_s, kind in zip(times_s, cycle(kinds(scenario)), strict=False):
                     await asyncio.sleep(max(0.0, start_s + due_s - time.monotonic()))
                     await _until_whole(system, start_s + order.seconds - time.monotonic())
-                    at_s = time.monotonic() - start_s
-                    strikes.append(f"{at_s:.1f} s: {await striker.strike(kind)}")
-                    say(strikes[-1])
+                    now_s = time.monotonic()
+                    what = await striker.strike(kind)
+                    struck_at.append((now_s, now_s - start_s, what))
+                    say(f"{now_s - start_s:.1f} s: {what}")
             except Exception as error:  # noqa: BLE001 - a strike that went wrong is a fault of the run, and is said
                 missed.append(f"a strike was missed: {type(error).__name__}: {error}")
 
@@ -105,7 +106,7 @@ async def struck(
         scenario=scenario,
         calls=calls,
         gap_limit_s=gap_limit_s(scenario, order.sessions),
-        strikes=strikes,
+        strikes=[Strike(at_s, what, *heard_after(now_s, conversations.logs)) for now_s, at_s, what in struck_at],
         missed="; ".join(missed),
         witness_lag_ms=witness_lag_ms(conversations.logs),
         undisturbed_gap_s=quiet_gap_s,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from loadtest.chaos.caller import CallLog
 from loadtest.chaos.journals import Seen
 from loadtest.timings import percentile
+
+AFTERMATH_S = 8.0
 
 Tokens = tuple[int, ...]  # the text token and the agent's eight codes
 
@@ -105,18 +108,46 @@ def _first_difference(tokens: Mapping[int, Tokens], expected: Mapping[int, Token
 
 
 @dataclass(frozen=True)
+class Strike:
+    """What was done, when, and what was heard of it: the longest gap that ended within some seconds after it, and how
+    late the callers' own clock was meanwhile at most: a gap beside a large lag says more about this machine."""
+
+    at_s: float  # after everybody was ready
+    what: str
+    gap_s: float = 0.0
+    lag_ms: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        heard = {"gap_s": round(self.gap_s, 3), "lag_ms": round(self.lag_ms)}
+        return {"at_s": round(self.at_s, 1), "what": self.what, **heard}
+
+    def __str__(self) -> str:
+        return f"{self.at_s:.1f} s: {self.what}; gap {self.gap_s:.2f} s, own lag {self.lag_ms:.0f} ms"
+
+
+def heard_after(at_s: float, logs: Sequence[CallLog]) -> tuple[float, float]:
+    """(longest gap in s, longest lag of our own in ms) that ended in the `AFTERMATH_S` from `at_s` of our clock on."""
+    gaps, lags = [0.0], [0.0]
+    for log in logs:
+        sounded = [heard.at_s for heard in log.heard if heard.digest is not None]
+        gaps += [after - before for before, after in pairwise(sounded) if at_s <= after <= at_s + AFTERMATH_S]
+        said = zip(log.spoken_s, log.lags_ms, strict=True)
+        lags += [lag for spoken_s, lag in said if at_s <= spoken_s <= at_s + AFTERMATH_S]
+    return max(gaps), max(lags)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """All calls of a run of one scenario."""
 
     scenario: str
     calls: Sequence[CallVerdict]
     gap_limit_s: float
-    strikes: Sequence[str]
+    strikes: Sequence[Strike]
     missed: str = ""  # why not all strikes could be made
     witness_lag_ms: float = 0.0  # p99 of how late the callers' own clock was
     undisturbed_gap_s: float = 0.0  # the longest in the run that nobody disturbed
     expected_strikes: int = 3
-    notes: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> int:
@@ -179,7 +210,15 @@ class Verdict:
             "trimmed": sum(call.trimmed for call in self.calls),
             "sound_differs": sum(call.sound_differs for call in self.calls),
             "witness_lag_ms": round(self.witness_lag_ms, 1),
-            "strikes": list(self.strikes),
+            "strikes": [
+                {
+                    "at_s": round(each.at_s, 1),
+                    "what": each.what,
+                    "gap_s": round(each.gap_s, 3),
+                    "lag_ms": round(each.lag_ms),
+                }
+                for each in self.strikes
+            ],
             "faults": self.faults,
             "calls": [
                 {

@@ -8,7 +8,7 @@ import pytest
 
 from loadtest.chaos.caller import CallLog, Heard
 from loadtest.chaos.journals import Seen
-from loadtest.chaos.verdict import CallVerdict, Reference, Verdict, judge_call
+from loadtest.chaos.verdict import CallVerdict, Reference, Strike, Verdict, heard_after, judge_call
 
 FRAMES = 100
 
@@ -38,7 +38,7 @@ def judge(heard: CallLog, journal: Seen) -> CallVerdict:
 
 
 def verdict(*calls: CallVerdict, scenario: str = "engine", limit_s: float = 5.0, missed: str = "") -> Verdict:
-    return Verdict(scenario, calls, limit_s, ["one", "two", "three"], missed)
+    return Verdict(scenario, calls, limit_s, [Strike(k, "bang") for k in (5.0, 15.0, 25.0)], missed)
 
 
 def test_a_call_that_nothing_happened_to() -> None:
@@ -135,7 +135,7 @@ def test_trimmed_frames_are_heard_as_a_gap_and_not_lost() -> None:
 def test_a_scenario_that_did_not_strike_shows_nothing() -> None:
     call = judge(log(), seen())
     assert verdict(call, missed="there was no engine").faults == ["there was no engine"]
-    assert Verdict("engine", [call], 5.0, ["one"]).faults == ["only 1 strikes"]
+    assert Verdict("engine", [call], 5.0, [Strike(5.0, "bang")]).faults == ["only 1 strikes"]
 
 
 def test_missing_text_is_a_fault() -> None:
@@ -169,3 +169,16 @@ class TestSeen:
         assert journal.changed == [9]
         assert journal.tokens[9] == tokens(9)
         assert judge(log(12), journal).doubled == 1
+
+
+def test_what_is_heard_of_a_strike_is_what_ends_after_it() -> None:
+    heard = log()
+    for frame in range(50, 60):
+        heard.heard[frame] = Heard(frame, heard.heard[59].at_s, None)
+    heard.spoken_s = [10.0 + 0.08 * k for k in range(FRAMES)]
+    heard.lags_ms = [1.0] * FRAMES
+    heard.lags_ms[55] = 30.0
+    # Frame 49 is heard at 13.92, frame 60 at 14.80.
+    assert heard_after(14.0, [heard]) == (pytest.approx(0.88), pytest.approx(30.0))
+    assert heard_after(15.0, [heard]) == (pytest.approx(0.08), pytest.approx(1.0))
+    assert heard_after(5.0, [heard]) == (pytest.approx(0.08), pytest.approx(1.0))
