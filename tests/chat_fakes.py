@@ -11,7 +11,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
 
 import numpy as np
@@ -157,7 +157,7 @@ class EchoServer:
         def has_voice(name: str) -> bool:
             return name.removesuffix(".pt") in VOICES
 
-        self.hub = ConversationHub(
+        self.hub: ConversationHub = ConversationHub(
             self.router, self.trunk, Place("ingress-0", "node-0"), self.settings, has_voice=has_voice
         )
         model = ServedModel("demo", trained=False, default_voice="NATF0")
@@ -177,8 +177,18 @@ class EchoServer:
             assert not self.router.held, "a slot was not given back"
 
 
+class ChatSite(Protocol):
+    """What can be served: an EchoServer, or something like it."""
+
+    @property
+    def endpoint(self) -> ChatEndpoint: ...
+
+    @property
+    def hub(self) -> ConversationHub: ...
+
+
 @asynccontextmanager
-async def served(server: EchoServer, *, trained: bool = False) -> AsyncIterator[str]:
+async def served(server: ChatSite, *, trained: bool = False) -> AsyncIterator[str]:
     """The page, the two lists it asks for, and /api/chat, over real HTTP."""
     app = FastAPI()
 

@@ -128,6 +128,16 @@ async function talk() {
   call = new Call(chatUrl(document.baseURI, query()), {
     connected: () => status("busy", "Preparing voice and role…"),
     ready: () => live(held),
+    lost: () => {
+      status("busy", "The connection broke – getting it back…");
+      controls();
+    },
+    back: () => {
+      codec?.restart();
+      held.lags.length = 0;
+      status("live", "Live – just talk");
+      controls();
+    },
     metadata: (content) => describe(content),
     audio: (payload) => codec?.decode(payload),
     text: (piece) => held.transcript.add(piece, (performance.now() - held.startedMs) / 1000),

@@ -33,6 +33,8 @@ export class PcmCodec {
     this.decode = (payload) => onSound(Float32Array.from(new Int16Array(payload.slice().buffer), (s) => s / 32768));
   }
 
+  restart() {}
+
   close() {}
 }
 
@@ -40,19 +42,17 @@ export class OpusCodec {
   constructor({ rate, onPayload, onSound, onError }) {
     this.rate = rate;
     this.microseconds = 0;
-    const writer = new OggWriter();
-    let headers = writer.headers();
-    let packets = [];
+    this.restart();
     this.encoder = new AudioEncoder({
       output: (chunk) => {
         const packet = new Uint8Array(chunk.byteLength);
         chunk.copyTo(packet);
-        packets.push(packet);
-        if (packets.length < PACKETS) return;
-        const page = writer.page(packets, 960 * PACKETS);
-        onPayload(headers ? new Uint8Array([...headers, ...page]) : page);
-        headers = null;
-        packets = [];
+        this.packets.push(packet);
+        if (this.packets.length < PACKETS) return;
+        const page = this.writer.page(this.packets, 960 * PACKETS);
+        onPayload(this.headers ? new Uint8Array([...this.headers, ...page]) : page);
+        this.headers = null;
+        this.packets = [];
       },
       error: onError,
     });
@@ -67,6 +67,13 @@ export class OpusCodec {
       error: onError,
     });
     this.decoder.configure({ codec: "opus", sampleRate: OPUS_RATE, numberOfChannels: 1 });
+  }
+
+  // What is sent from here on is a stream of its own, for another reader.
+  restart() {
+    this.writer = new OggWriter();
+    this.headers = this.writer.headers();
+    this.packets = [];
   }
 
   encode(frame) {

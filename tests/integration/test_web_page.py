@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from actors.errors import Draining, EngineLost
+from serving.conversation import Conversation
 from tests.browser import Page, find_chromium, open_page
 from tests.chat_fakes import VOICES, EchoServer, EchoTrunk, served
+from tests.chat_world import ChatWorld
+from tests.polling import until
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(
@@ -140,7 +144,8 @@ async def test_an_end_by_the_server_is_told_and_a_new_start_works(page: Page) ->
         await ready(page, url)
         await press(page, "talk")
         await page.until(state("live"))
-        server.trunk.fail("engine_lost", "The engine is gone.")
+        for conversation in server.hub.conversations:
+            conversation.fail(EngineLost("The engine is gone."))
         await page.until(state("bad"))
         assert "The engine is gone." in await text(page, "trouble")
         await press(page, "talk")
@@ -148,6 +153,37 @@ async def test_an_end_by_the_server_is_told_and_a_new_start_works(page: Page) ->
         assert not await page.run("document.getElementById('trouble').checkVisibility()")
         await press(page, "talk")
         await page.until(state("idle"))
+
+
+async def answered(conversation: Conversation, frames: int) -> bool:
+    return conversation.frames_answered > frames
+
+
+@pytest.mark.parametrize("sound", ["pcm", "opus"])
+async def test_the_page_outlives_its_connection(page: Page, sound: str) -> None:
+    there = ChatWorld()
+    async with there.world.running(), served(there.ingresses[0]) as url:
+        await ready(page, url)
+        await page.run(f"document.getElementById('sound').value = '{sound}'")
+        await press(page, "talk")
+        await page.until(state("live"))
+        (conversation,) = there.hubs[0].conversations
+        await until(lambda: answered(conversation, 10), within_s=10)
+        conversation.desert()
+        conversation.fail(Draining("This server is being restarted."))  # 1012, and the slot waits
+        await page.until("document.getElementById('status-text').textContent.includes('getting it back')")
+        await page.until(state("live"))
+        (again,) = there.hubs[0].conversations
+        assert again.session == conversation.session
+        before = again.frames_answered
+        assert before >= conversation.frames_answered
+        await until(lambda: answered(again, before + 10), within_s=10)
+        assert not await page.run("document.getElementById('trouble').checkVisibility()")
+        await press(page, "talk")
+        await page.until(state("idle"))
+        assert "You ended" in await text(page, "status-text")
+        await there.close()
+    assert not page.complaints
 
 
 async def test_no_server_behind_the_page(page: Page) -> None:

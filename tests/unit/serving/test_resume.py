@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 
 from actors.errors import ReplicaLost, StaleEpoch, UnknownSession
-from actors.interfaces import MonotonicClock
 from actors.messages import FrameOut
 from serving.conversation import Conversation
-from serving.ingress_chat import ChatEndpoint, ServedModel
 from serving.resume import Missed, NothingToResume, Replay, Ticket, Tickets
 from serving.session import ConversationHub
 from serving.tenants import Tenant, Tenants
-from tests.chat_fakes import FakeClient
+from tests.chat_world import ChatWorld
 from tests.failover_fakes import SPEC, TENANT, World, spoken, undisturbed
 
 OTHER = Tenant("other")
@@ -282,31 +280,6 @@ def test_new_frames_wait_for_missed_ones_but_not_for_ever() -> None:
 
 
 # Over /api/chat
-
-
-class ChatWorld:
-    """Two ingresses in front of the same replicas, in real time."""
-
-    def __init__(self, tenants: Tenants | None = None) -> None:
-        self.world = World(clock=MonotonicClock(), resume_grace_s=5.0)
-        self.endpoints = []
-        self.hubs = [self.world.hub, self.world.ingress("i1")]
-        for hub in self.hubs:
-            model = ServedModel("demo", trained=False, default_voice="voice")
-            self.endpoints.append(
-                ChatEndpoint(hub, tenants or Tenants(), self.world.settings, model, Tickets("secret"))
-            )
-
-    def connect(self, ingress: int, headers: dict[str, str] | None = None, **query: str) -> FakeClient:
-        return FakeClient(self.endpoints[ingress], {"audio": "pcm", "seed": "7", **query}, headers or {})
-
-    async def close(self) -> None:
-        for hub in self.hubs:
-            for conversation in hub.conversations:
-                conversation.end()
-            await hub.close()
-        await self.world.run()
-        assert all(not replica.held for replica in self.world.replicas.values())
 
 
 def said(number: int) -> bytes:
