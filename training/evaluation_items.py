@@ -180,7 +180,6 @@ def write_conversation(folder: Path, script: Script, lookup: Callable[[str, str]
         text=tuple((word.start_s, f" {word.text}") for word in agent_words(timeline)),
         seconds=timeline.seconds,
         lag_s=0.0,
-        lag_moved_s=0.0,
         metadata={"lm_model_file": f"{MODELS} as scripted"},
     )
     _write(folder / CONVERSATION, sound)

@@ -78,6 +78,7 @@ class Dialogue:
     words: tuple[Word, ...] = ()  # what Whisper heard of it
     text: str = ""  # what the agent's own text stream says
     unspoken: tuple[Unspoken, ...] = ()
+    stalls: tuple[Span, ...] = ()  # the line stalled: what has to do with time cannot be measured there
     seconds: float = 0.0
     voice: str = ""
     similarities: Mapping[str, float] = field(default_factory=dict)  # of the agent's voice to each voice's reference

@@ -121,11 +121,13 @@ def _range(result: Result) -> str:
 def _conversation(entry: Judged) -> str:
     item, dialogue = entry.item, entry.dialogue
     sound = f"items/{quote(item.name)}/{CONVERSATION}"
+    stalled_s = sum(stall.seconds for stall in dialogue.stalls)
+    stalled = f", {stalled_s:.0f} s of it stalled" if stalled_s else ""
     errors = f"{entry.score.word_errors} word errors in {entry.score.words_said}"
     # y of the lanes as in the picture.
     return f"""<article class="card conversation" id="{escape(item.name)}">
 <div class="head"><h3>{escape(item.name)}</h3>
-<span class="faint">{escape(item.role)}, voice {escape(item.voice)}, {dialogue.seconds:.0f} s, {errors}</span>
+<span class="faint">{escape(item.role)}, voice {escape(item.voice)}, {dialogue.seconds:.0f} s{stalled}, {errors}</span>
 {"".join(_chips(entry))}</div>
 {overview(dialogue, entry.score)}
 <div class="rows"><div class="lanes"><span style="top:65px">user</span><span style="top:118px">agent</span></div>

@@ -22,7 +22,7 @@ class Recording:
     text: tuple[tuple[float, str], ...]  # pieces of the agent's own text stream, and when they were heard
     seconds: float
     lag_s: float  # from a user frame's beginning to hearing the agent's frame of that number; median
-    lag_moved_s: float  # how far the lag went from there, at most
+    stalls: tuple[tuple[float, float], ...] = ()  # from and to: the lag was another one, nothing there can be timed
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class Recording:
             text=tuple((float(start_s), str(text)) for start_s, text in raw["text"]),
             seconds=float(raw["seconds"]),
             lag_s=float(raw["lag_s"]),
-            lag_moved_s=float(raw["lag_moved_s"]),
+            stalls=tuple((float(start_s), float(end_s)) for start_s, end_s in raw["stalls"]),
             metadata=dict(raw["metadata"]),
         )
 

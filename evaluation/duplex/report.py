@@ -180,7 +180,7 @@ def _item(entry: Judged) -> dict[str, Any]:
         "seed": entry.item.seed,
         "seconds": dialogue.seconds,
         "lag_s": entry.recording.lag_s,
-        "lag_moved_s": entry.recording.lag_moved_s,
+        "stalls": entry.recording.stalls,
         "word_errors": entry.score.word_errors,
         "words_said": entry.score.words_said,
         "words_heard": len(dialogue.words),

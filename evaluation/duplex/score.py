@@ -7,7 +7,7 @@ reason. Nothing is dropped: an occasion that never came about is an event as wel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from evaluation.duplex.dialogue import Dialogue, Span, UserTurn, Word
@@ -83,6 +83,7 @@ def score(dialogue: Dialogue, is_right: FactJudge = contains_every) -> Score:
         events += [_waits(pause, speech) for pause in turn.pauses if turn.kind == "turn"]
         if turn.asks:
             events.append(_answers(turn, dialogue.turns[number + 1 :], dialogue.words, is_right))
+    events = [_unless_stalled(event, dialogue.stalls) for event in events]
     events += [_unspoken(entry.why, entry.at_s) for entry in dialogue.unspoken if entry.kind == "interruption"]
     events.append(_sounds(dialogue))
     said = spoken(dialogue.text)
@@ -138,6 +139,14 @@ def _yields(turn: UserTurn, speech: Sequence[Stretch]) -> Event:
     if any(begin_s < s.start_s < turn.end_s - EARLY_S and not s.short for s in speech):
         return Event("yields", begin_s, "missed", f"fell silent after {delay_s * 1e3:.0f} ms, then spoke on", delay_s)
     return Event("yields", begin_s, "met", f"fell silent after {delay_s * 1e3:.0f} ms", delay_s)
+
+
+def _unless_stalled(event: Event, stalls: Sequence[Span]) -> Event:
+    """What the line did is not the agent's doing."""
+    around = Span(event.at_s - EARLY_S, event.at_s + TAKES_WITHIN_S)
+    if event.measure == "facts" or not any(s.start_s < around.end_s and s.end_s > around.start_s for s in stalls):
+        return event
+    return replace(event, outcome="void", why="the line stalled just then", delay_s=None)
 
 
 def _unspoken(why: str, at_s: float) -> Event:

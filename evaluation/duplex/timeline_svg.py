@@ -28,6 +28,7 @@ def timeline(dialogue: Dialogue, score: Score, loudness: Sequence[float] = ()) -
     width = _x(dialogue.seconds) + _LEFT
     shapes = [
         *_axis(dialogue.seconds),
+        *(_rect(*span, 18, HEIGHT - 18, "stall", "the line stalled: not measured") for span in dialogue.stalls),
         *(shape for event in score.events for shape in _window(event)),
         *_user(dialogue.turns),
         _envelope(loudness),

@@ -68,6 +68,7 @@ def assemble(item: Item, recording: Recording, verdict: Verdict, no_voice: str =
             for line, entry in lines
             if entry.outcome != "said"
         ),
+        stalls=tuple(Span(*stall) for stall in recording.stalls),
         seconds=recording.seconds,
         voice=item.voice,
         similarities=verdict.similarities,

@@ -43,7 +43,7 @@ def hold(out: Path, made: Item, *, yields: bool, price: str) -> None:
     words = tuple(Word(text, 2.2 + 0.3 * n, 2.5 + 0.3 * n) for n, text in enumerate(f"it is {price}".split()))
     text = ((2.2, " it"), (2.5, " is"), (2.8, " four fifty"))
     metadata = {"lm_model_file": "personaplex-demo", "trained": True}
-    write_json(folder / RECORDING, Recording(spoken, text, 10.0, 0.12, 0.01, metadata).to_json())
+    write_json(folder / RECORDING, Recording(spoken, text, 10.0, 0.12, (), metadata).to_json())
     speech = (Span(2.2, 4.3 if yields else 8.0),)
     verdict = Verdict({"words": "a judge"}, speech, words, 0, {"NATF0": 0.9, "NATM0": 0.5})
     write_json(folder / JUDGED, verdict.to_json())

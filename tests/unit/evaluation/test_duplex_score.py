@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from evaluation.duplex.dialogue import Dialogue, Span, Unspoken, UserTurn
@@ -179,6 +181,22 @@ class TestPauses:
         three = UserTurn("turn", (Span(1, 2), Span(3, 4), Span(5, 6)), "a … b … c", answer=True)
         made = dialogue([(4.1, 5.5)], said((4.1, "let me tell you this")), turns=[three])
         assert score(made).outcomes("pauses") == ["met", "missed"]
+
+
+class TestStalls:
+    """The line stalled from 3.5 to 6 s: the first turn's end lies in it, and its pause and all else does not."""
+
+    def test_what_cannot_be_timed_is_void(self) -> None:
+        made = replace(perfect(), stalls=(Span(3.5, 6.0),))
+        assert outcomes(made) == (["void", "met", "met"], ["met"], ["met"], ["met"], ["met"])
+
+    def test_what_is_said_is_judged_all_the_same(self) -> None:
+        made = replace(perfect(), stalls=(Span(9.0, 10.0),))
+        assert score(made).outcomes("facts") == ["met"]
+        assert score(made).word_errors == score(perfect()).word_errors
+
+    def test_an_interruption_that_never_came_stays_missed(self) -> None:
+        assert score(replace(silence(), stalls=(Span(0.0, 20.0),))).outcomes("yields") == ["missed"]
 
 
 class TestFacts:
