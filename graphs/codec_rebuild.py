@@ -21,6 +21,7 @@ from graphs.stages import CodecPast
 
 Int16 = npt.NDArray[np.int16]
 
+
 class Stream(Protocol):
     """A graphs.codec lane."""
 
