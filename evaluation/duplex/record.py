@@ -111,8 +111,8 @@ class _Call:
         stalled_s = sum(end_s - start_s for start_s, end_s in stalls)
         if stalled_s > STALLED_MOST * len(self._said) * FRAME_S:
             raise NotLive(
-                f"the line stalled for {stalled_s:.0f} of {len(self._said) * FRAME_S:.0f} s: this machine or the server is "
-                "too slow for so many sessions at once; run again with fewer --sessions"
+                f"it stalled for {stalled_s:.0f} of {len(self._said) * FRAME_S:.0f} s: this machine or the server "
+                "is too slow for so many sessions at once; run again with fewer --sessions"
             )
         user, agent = np.concatenate(self._said), np.concatenate(self._heard)
         shift = round(lag_s * RATE)

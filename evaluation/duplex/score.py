@@ -116,7 +116,8 @@ def _takes(turn: UserTurn, speech: Sequence[Stretch]) -> Event:
     for stretch in speech:
         delay_s = round(stretch.start_s - end_s, 3)
         if -EARLY_S <= delay_s <= TAKES_WITHIN_S and stretch.end_s > end_s and not stretch.murmur:
-            return Event("turns", end_s, "met", f"began {delay_s * 1e3:+.0f} ms after the user's end", delay_s)
+            where = "after" if delay_s >= 0 else "before"
+            return Event("turns", end_s, "met", f"began {abs(delay_s) * 1e3:.0f} ms {where} the user's end", delay_s)
     late = next((s for s in speech if s.start_s > end_s + TAKES_WITHIN_S and not s.murmur), None)
     if any(s.start_s < end_s - EARLY_S and s.end_s > end_s and not s.murmur for s in speech):
         why = "was speaking already, all through the user's end"
