@@ -118,12 +118,19 @@ def _environment(settings: ServeSettings, folder: Path) -> dict[str, str]:
 
 
 def deploy(app: Application, settings: ServeSettings) -> None:
-    """Start Serve and the application on the Ray cluster this process is connected to; returns when all of it runs."""
+    """Start Serve and the application on the Ray cluster this process is connected to; returns when all of it runs.
+
+    Over an application that runs already this is a rolling update: replica by replica, and calls move. The router is
+    replaced first, so that it is of this build and has these settings.
+    """
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     from serving.app import APP_NAME
+    from serving.router_actor import replace_router
+    from serving.router_config import router_config
 
+    replace_router(router_config(settings))
     serve.start(
         proxy_location="HeadOnly" if settings.ingresses == 1 else "EveryNode",
         http_options=HTTPOptions(host=settings.host, port=settings.port),

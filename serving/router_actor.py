@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from serving.routing import (
     ResumeRequest,
     RouterConfig,
     RouterStatus,
+    complete,
 )
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,9 @@ TICKS_PER_LEASE = 6
 # A killed router is back after 1-2 s and knows everything after one report more. Callers wait that long for it.
 RETRY_FOR_S = 8.0
 RETRY_EVERY_S = 0.2
+REPLACE_WITHIN_S = 20.0
+# Somebody who deploys replaces it: whoever misses it looks for the new one, and starts one only when there is none.
+LOOK_FOR_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +59,16 @@ class RouterShell:
         self._ticking: asyncio.Task[None] | None = None
 
     async def acquire(self, request: AcquireRequest) -> Grant | Refusal:
-        return await self._or_refusal(self._router.acquire(request))
+        return await self._or_refusal(self._router.acquire(complete(request)))
 
     async def prepare(self, request: AcquireRequest) -> Grant | Refusal:
-        return await self._or_refusal(self._router.prepare(request))
+        return await self._or_refusal(self._router.prepare(complete(request)))
 
     async def commit(self, session: str, epoch: int, ingress: str) -> Refusal | None:
         return await self._or_refusal(self._router.commit(session, epoch, ingress))
 
     async def resume(self, request: ResumeRequest) -> Grant | Refusal:
-        return await self._or_refusal(self._router.resume(request))
+        return await self._or_refusal(self._router.resume(complete(request)))
 
     async def release(self, session: str, epoch: int, ingress: str, opened: bool) -> None:
         try:
@@ -90,6 +95,8 @@ class RouterShell:
 
     async def report(self, report: ReplicaReport) -> ReportReply:
         self._keep_ticking()
+        for slot in complete(report).busy:
+            complete(slot)
         return self._router.report(report)
 
     async def forget(self, replica: str) -> None:
@@ -148,6 +155,29 @@ def start_router(config: RouterConfig) -> Any:
     )
 
 
+def replace_router(config: RouterConfig) -> None:
+    """A router of this build with these settings, in place of whichever runs. It is rebuilt from the replicas' reports,
+    as after a death; those who ask it something meanwhile wait a second or two. Raises TimeoutError."""
+    try:
+        former = ray.get_actor(NAME, NAMESPACE)
+    except ValueError:
+        start_router(config)
+        return
+    ray.kill(former, no_restart=True)
+    deadline_s = time.monotonic() + REPLACE_WITHIN_S
+    while True:  # until the name is free
+        try:
+            router = start_router(config)
+            if router._actor_id != former._actor_id:
+                ray.get(router.status.remote(), timeout=REPLACE_WITHIN_S)
+                return
+        except (RayActorError, ValueError) as error:
+            log.info("the former router is not quite gone: %s", type(error).__name__)
+        if time.monotonic() >= deadline_s:
+            raise TimeoutError("the former session router could not be replaced: is the cluster's head well?")
+        time.sleep(RETRY_EVERY_S)
+
+
 def _head_node() -> str | None:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray
     heads = [node["NodeID"] for node in nodes if node["Alive"] and "node:__internal_head__" in node["Resources"]]
@@ -195,13 +225,13 @@ class RouterClient:
         """Raises NoCapacity when the router cannot be reached."""
         grant = await self._insist(lambda: self._router.locate.remote(session))
         assert grant is None or isinstance(grant, Grant)
-        return grant
+        return None if grant is None else complete(grant)
 
     async def replicas(self) -> tuple[ReplicaView, ...]:
         """As `locate`."""
         views = await self._insist(lambda: self._router.replicas.remote())
         assert isinstance(views, tuple)
-        return views
+        return tuple(complete(view) for view in views)
 
     async def drain(self, replica: str) -> None:
         """Raises UnknownReplica, and NoCapacity when the router cannot be reached."""
@@ -215,7 +245,7 @@ class RouterClient:
             self._search_router()
             raise ConnectionError(type(error).__name__) from error
         assert isinstance(reply, ReportReply)
-        return reply
+        return complete(reply)
 
     async def forget(self, replica: str) -> None:
         await self._once(lambda: self._router.forget.remote(replica))
@@ -224,13 +254,13 @@ class RouterClient:
         """Raises NoCapacity when the router cannot be reached."""
         status = await self._insist(lambda: self._router.status.remote())
         assert isinstance(status, RouterStatus)
-        return status
+        return complete(status)
 
     async def _grant(self, call: Callable[[], Awaitable[object]], patience_s: float = 0.0) -> Grant:
         outcome = await self._insist(call, patience_s)
         _raise_if_refused(outcome)
         assert isinstance(outcome, Grant)
-        return outcome
+        return complete(outcome)
 
     async def _insist(self, call: Callable[[], Awaitable[T]], patience_s: float = 0.0) -> T:
         deadline_s = asyncio.get_running_loop().time() + max(patience_s, RETRY_FOR_S)
@@ -258,9 +288,20 @@ class RouterClient:
 
     async def _find_router(self) -> None:
         try:
-            self._router = await asyncio.to_thread(start_router, self._config)
+            self._router = await asyncio.to_thread(_find_or_start, self._config)
         except (RayError, ValueError, RuntimeError) as error:  # ValueError: it died while Ray looked its name up
             log.warning("the session router was not found: %s", error)
+
+
+def _find_or_start(config: RouterConfig) -> Any:
+    deadline_s = time.monotonic() + LOOK_FOR_S
+    while True:
+        try:
+            return ray.get_actor(NAME, NAMESPACE)
+        except ValueError:
+            if time.monotonic() >= deadline_s:
+                return start_router(config)
+        time.sleep(RETRY_EVERY_S)
 
 
 def _raise_if_refused(outcome: object) -> None:

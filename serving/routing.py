@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    M = TypeVar("M", bound=DataclassInstance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,17 @@ class ReplicaView:
     draining: bool  # somebody asked for it to be emptied
     heard_ms: float  # since its last report
     numerics_id: str
+
+
+def complete(message: M) -> M:
+    """A message as this build knows it, whichever build has pickled it: what an older one did not know yet gets its
+    default (fields are only ever appended, and with one); what a newer one knows more has been left out already."""
+    for field in reversed(fields(message)):
+        if hasattr(message, field.name):
+            break
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        object.__setattr__(message, field.name, default)
+    return message
 
 
 class RouterPort(Protocol):

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from actors.errors import NoCapacity, TenantLimit
+from actors.errors import NoCapacity, StaleEpoch, TenantLimit, UnknownReplica, UnknownSession
 from actors.messages import ReplicaReport, SlotReport
-from serving.router import AcquireRequest, RouterConfig
-from serving.router_actor import NAME, NAMESPACE, RouterClient
+from serving.router import AcquireRequest, ResumeRequest, RouterConfig
+from serving.router_actor import NAME, NAMESPACE, RouterClient, replace_router
 from tests.polling import until
 
 CONFIG = RouterConfig(lease_s=2.0)
@@ -70,6 +70,40 @@ async def test_a_caller_who_dies_while_waiting_leaves_no_trace(client: RouterCli
     await client.abandon("a")
     status = await client.status()
     assert (status.waiting, status.busy) == (0, 0)
+
+
+async def test_a_move_a_resume_and_a_drain_through_the_actor(client: RouterClient) -> None:
+    slot = SlotReport("a", 1, "acme", 0, "i1")
+    await client.report(ReplicaReport("r1", "n1", "ws://r1", 2, "numerics", True, (slot,)))
+    await client.report(ReplicaReport("r2", "n2", "ws://r2", 2, "numerics", True))
+    moving = AcquireRequest("a", "acme", None, "i1", "n0", after_epoch=1)
+    prepared = await client.prepare(moving)
+    assert prepared.replica == "r2"
+    await client.commit("a", prepared.epoch)
+    with pytest.raises(UnknownSession):
+        await client.commit("a", prepared.epoch + 1)
+    located = await client.locate("a")
+    assert located == prepared
+    resumed = await client.resume(ResumeRequest("a", 0, "acme", "i2", "n0"))
+    assert (resumed.replica, resumed.serial) == ("r2", 1)
+    with pytest.raises(StaleEpoch):
+        await client.resume(ResumeRequest("a", 0, "acme", "i3", "n0"))
+    await client.drain("r2")
+    assert [(view.replica, view.draining) for view in await client.replicas()] == [("r1", False), ("r2", True)]
+    assert (await client.report(ReplicaReport("r2", "n2", "ws://r2", 2, "numerics", False))).drain
+    with pytest.raises(UnknownReplica):
+        await client.drain("r9")
+
+
+async def test_a_deploy_brings_its_own_router_and_everybody_finds_it(client: RouterClient) -> None:
+    await client.report(report("a", epoch=3))
+    before = await client.status()
+    await asyncio.to_thread(replace_router, RouterConfig(lease_s=2.0, max_waiting=0))
+    after = await client.status()  # waits for the new one
+    assert after.incarnation != before.incarnation
+    assert (await client.report(report("a", epoch=3))).close == ()
+    with pytest.raises(NoCapacity):  # with its own settings: nobody waits
+        await client.acquire(AcquireRequest("b", "acme", None, "i1", "n0", wait_s=5.0, avoid=("r1",)))
 
 
 async def test_a_killed_router_is_rebuilt_from_the_next_report_and_raises_epochs_from_there(
