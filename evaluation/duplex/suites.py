@@ -15,11 +15,12 @@ from evaluation.duplex.gates import OWN_GATES, Gate
 
 @dataclass(frozen=True)
 class Suite:
-    """`about` is a sentence for the report."""
+    """`about` is a sentence for the report; `plans` are the data sets it can be drawn from, the usual one first."""
 
     name: str
     about: str
     maker: str
+    plans: tuple[str, ...]
     gates: tuple[Gate, ...]
 
 
@@ -30,6 +31,7 @@ SUITES: Mapping[str, Suite] = {
             "own",
             "Held-out dialogues of the demo model's training data, with a scripted user who reacts to the agent.",
             "training.evaluation_items",
+            ("first", "wide"),
             OWN_GATES,
         ),
     )

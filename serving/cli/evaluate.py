@@ -64,6 +64,8 @@ def evaluate(
 
     if suite not in SUITES:
         fail(f"there is no suite {suite!r}; there is {', '.join(SUITES)}", WRONG_USE)
+    if plan not in SUITES[suite].plans:
+        fail(f"suite {suite} has no plan {plan!r}; it has {', '.join(SUITES[suite].plans)}", WRONG_USE)
     python = judges or JUDGES_PYTHON
     order = Order(suite, plan, items, seed)
     try:

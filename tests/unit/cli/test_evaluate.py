@@ -190,6 +190,13 @@ def test_an_unknown_suite_is_wrong_use(tmp_path: Path) -> None:
     assert "there is own" in result.output
 
 
+def test_an_unknown_plan_is_as_well_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    result = run("--out", tmp_path / "out", "--plan", "tiny")
+    assert result.exit_code == 2
+    assert "first, wide" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_server_is_one_sentence(judges: Path, tmp_path: Path) -> None:
     result = run("--out", tmp_path / "out", "--server", "http://127.0.0.1:1", "--items", "1", "--judges", judges)
     assert result.exit_code == 1
