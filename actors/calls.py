@@ -124,8 +124,8 @@ class Calls:
         second, as on a drain: their ingresses move them while they talk."""
         self.memory = memory
         for session, tenancy in memory.migrate:
-            if (call := self._tenant(session, tenancy)) is not None:
-                self.tell(call, Move(call.session, call.epoch, "memory"))
+            if (call := self._tenant(session, tenancy)) is not None and call.ready is not None:
+                self.tell(call, Move(call.session, call.epoch, "pressure"))
 
     def rebuilt(self, stage: str, ready: Iterable[tuple[str, int]]) -> None:
         """Whose stream in a codec stage stands where it stood."""
@@ -212,6 +212,7 @@ class Calls:
         await self._stages.close(call.session, call.epoch)
         self.slots.release(call.lease)
         del self._endings[call.session]
+        self.memory = None  # there is more of it now; nobody may ever take a step here again to say how much
         if any(other.held for other in self):
             self.loops.look_again()
         self.on_change()

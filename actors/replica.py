@@ -30,6 +30,7 @@ from actors.interfaces import (
 )
 from actors.journal import Journal
 from actors.messages import DownSink, FrameIn, OpenRequest, SlotReport
+from actors.overload import Overload
 from actors.stage_loop import StageLoops
 from actors.stage_set import StageSet
 from actors.tenure import Tenure
@@ -63,8 +64,9 @@ class Replica:
             encoder, converse, decoder, self._clock, self._settings.stage_timeout_s, on_fault=self._lose_all
         )
         self._calls = Calls(slots, self._stages, self._clock, numerics_id)
+        self._overload = Overload()
         self._loops = StageLoops(
-            self._stages, self._calls, tokenizer, self._settings, self._clock, metrics or NoMetrics()
+            self._stages, self._calls, tokenizer, self._settings, self._clock, metrics or NoMetrics(), self._overload
         )
         self._calls.loops = self._loops
         self._tenure = Tenure(self._calls, self._settings, self._clock)
@@ -111,6 +113,7 @@ class Replica:
         if self.fault is None or not self._loops_gone.is_set():
             raise RuntimeError("a replica is revived after its fault, when its loops have ended")
         self._loops.clear()
+        self._calls.memory = None
         self._stages.replace(encoder, converse, decoder)
         self._halt.clear()
         self._calls.on_change()
@@ -249,6 +252,16 @@ class Replica:
     def busy(self) -> int:
         """Slots that are held, those being freed included."""
         return self._calls.slots.busy
+
+    @property
+    def room(self) -> int:
+        """Slots that may still be given away: the free ones, as far as frames would stay in time (actors.overload) and
+        the engine's memory has room (graphs.kv_pressure)."""
+        free = self.slots - self.busy
+        memory = self._calls.memory
+        if memory is not None:
+            free = min(free, memory.room)
+        return self._overload.room(self._clock.now(), self.busy, free)
 
     def report(self) -> list[SlotReport]:
         """The conversations held, by slot."""

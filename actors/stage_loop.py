@@ -14,6 +14,7 @@ from actors.errors import ConversationBroken, ServingError, StaleEpoch
 from actors.flight import Flight, FrameQueue, Rows, batch_of
 from actors.interfaces import Clock, CodecHandle, FrameMetrics, Pieces, ReplicaSettings
 from actors.messages import Down, FrameOut
+from actors.overload import Overload
 from actors.stage_set import StageSet
 from graphs.stages import MemoryReport, StageReply, Verdict
 
@@ -45,9 +46,10 @@ class StageLoops:
         settings: ReplicaSettings,
         clock: Clock,
         metrics: FrameMetrics,
+        overload: Overload,
     ) -> None:
         self._stages, self._book, self._tokenizer = stages, book, tokenizer
-        self._settings, self._clock, self._metrics = settings, clock, metrics
+        self._settings, self._clock, self._metrics, self._overload = settings, clock, metrics, overload
         self._heard, self._encoded, self._spoken = FrameQueue(), FrameQueue(), FrameQueue()
         self._pending = 0  # what the engine said it has still to read
 
@@ -102,7 +104,9 @@ class StageLoops:
 
     def _emit(self, flight: Flight, pcm: Rows) -> None:
         """The frame's last step: counted against its deadline, noted, and handed to the ingress."""
-        call, frame_ms = flight.call, (self._clock.now() - flight.arrived_s) * 1000.0
+        call, now_s = flight.call, self._clock.now()
+        frame_ms = (now_s - flight.arrived_s) * 1000.0
+        self._overload.observe(now_s, sum(call.ready is not None for call in self._book), frame_ms)
         self._metrics.observe_frame_ms(frame_ms)
         if frame_ms > FRAME_S * 1000.0:
             call.misses += 1

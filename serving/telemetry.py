@@ -199,7 +199,7 @@ class _OtlpFrames(FrameRecorder):
         self._duration.record(frame_ms, self._attributes)
 
     def deadline_miss(self, slot: int) -> None:
-        self._misses.add(1, self._attributes)
+        self._misses.add(1, {**self._attributes, "personaplex.slot": slot})
 
     def batch_size(self, stage: str, frames: int) -> None:
         self._batch.record(frames, {**self._attributes, "stage": stage})
