@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ray import serve
@@ -15,6 +16,7 @@ from serving.settings import ServeSettings
 from serving.tenants import Tenants
 
 APP_NAME = "personaplex"
+ONE_AT_A_TIME = 0.001  # of the replicas; Serve rounds up to one
 MANY = 10_000  # each open WebSocket is an ongoing request to Serve; admission is ours, in the router
 
 
@@ -38,6 +40,9 @@ def build_app(settings: ServeSettings) -> Application:
         placement_group_strategy="STRICT_PACK",
         health_check_period_s=1.0,
         graceful_shutdown_timeout_s=settings.drain_s + 10.0,
+        # A new build replaces one replica at a time: the reserve has room for the conversations of one.
+        rolling_update_percentage=ONE_AT_A_TIME,
+        max_surge_percent=math.ceil(100 * settings.surge_replicas / settings.min_replicas),
     )(PersonaPlexReplica)
     ingress = serve.deployment(
         **common, num_replicas=settings.ingresses, max_replicas_per_node=1, graceful_shutdown_timeout_s=5.0

@@ -9,6 +9,7 @@ from typing import Any
 
 from models.checkpoint_files import find_checkpoint
 from serving.catalog import Catalog
+from serving.router_config import reserve_by_size, router_config
 from serving.routing import RouterConfig
 from serving.settings import ServeSettings
 from serving.trunk_server import TrunkConfig
@@ -45,26 +46,13 @@ class Plan:
 
     @property
     def router(self) -> RouterConfig:
-        settings = self.settings
-        return RouterConfig(
-            settings.lease_s,
-            settings.max_waiting,
-            reserve_slots=None if self.reserve_by_size else self.reserve_slots,
-            rebuilds_at_once=settings.rebuilds_at_once,
-            settle_s=2 * settings.report_interval_s,
-        )
-
-    @property
-    def reserve_by_size(self) -> bool:
-        """Whether the reserve is as large as the largest replica. Where there will only ever be one replica, no other
-        can stand in for it."""
-        return self.settings.reserve_slots == "auto" and self.settings.max_replicas > 1
+        return router_config(self.settings)
 
     @property
     def reserve_slots(self) -> int:
         """Slots kept for conversations whose replica dies, if all replicas are as large as those started here."""
         if self.settings.reserve_slots == "auto":
-            return self.slots if self.reserve_by_size else 0
+            return self.slots if reserve_by_size(self.settings) else 0
         return self.settings.reserve_slots
 
     @property

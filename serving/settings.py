@@ -74,7 +74,12 @@ class ServeSettings(BaseSettings):
         "if max_replicas > 1",
     )
     shrink_after_s: float = Field(120.0, ge=0, description="quiet seconds before a replica is given back")
-    drain_s: float = Field(3600.0, ge=0, description="seconds a stopping replica waits for its conversations to end")
+    drain_s: float = Field(
+        3600.0, ge=0, description="seconds a stopping replica waits for its conversations to move, or to end"
+    )
+    surge_replicas: int = Field(
+        0, ge=0, description="replicas a deploy may start before it stops old ones; needs as many free accelerators"
+    )
 
     # How a conversation is treated
     # Not 0: the slot of a call that has just ended is free some milliseconds after its socket is.
