@@ -84,7 +84,12 @@ class Report:
 
     @property
     def judges(self) -> Mapping[str, str]:
-        return self.judged[0].verdict.judges if self.judged else {}
+        """Who judged, by name; several where verdicts came together of judges whose figures are not comparable."""
+        parts = sorted({part for entry in self.judged for part in entry.verdict.judges})
+        return {
+            part: " and ".join(sorted({entry.verdict.judges.get(part, "nobody") for entry in self.judged}))
+            for part in parts
+        }
 
 
 def read_report(out: Path, now: datetime | None = None) -> Report:

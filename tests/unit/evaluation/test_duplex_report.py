@@ -106,6 +106,12 @@ class TestNumbers:
         voice = read_report(out, NOW).results[-1]
         assert (voice.n, voice.void) == (0, 2)
 
+    def test_judges_of_two_kinds_are_both_named(self, out: Path) -> None:
+        path = out / "items" / "a-good" / JUDGED
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**raw, "judges": {"words": "another judge"}})
+        assert read_report(out, NOW).judges == {"words": "a judge and another judge"}
+
     def test_with_nothing_judged_nothing_is_passed(self, tmp_path: Path) -> None:
         open_run(tmp_path, Order("own", "first", 3, 0))
         report = read_report(tmp_path, NOW)
