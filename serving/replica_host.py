@@ -36,6 +36,9 @@ class HostedReplica(ReplicaPort, Protocol):
     def busy(self) -> int: ...
 
     @property
+    def room(self) -> int | None: ...
+
+    @property
     def admitting(self) -> bool: ...
 
     @property
@@ -158,6 +161,7 @@ class ReplicaHost:
             numerics_id=self._replica.numerics_id,
             admitting=self._replica.admitting,
             busy=held,
+            room=self._replica.room,
         )
 
     def check(self) -> None:
