@@ -68,7 +68,7 @@ class StageLoops:
     async def converse(self) -> None:
         while True:
             await self._encoded.wait(or_when=self._prefilling)
-            flights = self._encoded.take()  # none while only prompts wait: then the step just prefills
+            flights = self._not_held(self._encoded.take())  # none while only prompts wait: then the step just prefills
             reply = await self._stages.call("engine", self._stages.converse.step, batch_of(flights, 8))
             place = {key: i for i, key in enumerate(reply.frames.keys)}
             for flight, tokens in self._answers("engine", flights, reply.frames):
@@ -155,6 +155,13 @@ class StageLoops:
     def waiting(self) -> int:
         """Frames in all queues."""
         return len(self._heard) + len(self._encoded) + len(self._spoken)
+
+    def _not_held(self, flights: list[Flight]) -> list[Flight]:
+        """Those whose call is not parked; the frames of one that is queue up behind the first that had to wait."""
+        for flight in flights:
+            if flight.call.held:
+                flight.call.held.append(flight)
+        return [flight for flight in flights if not flight.call.held]
 
     def go_on(self, held: Sequence[Flight]) -> None:
         """Frames that the engine had no memory for, and now has."""
