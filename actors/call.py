@@ -18,6 +18,7 @@ from graphs.stages import FrameKey, PromptInfo
 
 FRAME_SAMPLES = 1920
 ANSWERS_KEPT = 25  # 2 s, as in the stages' gates
+CALM_S = 0.04  # half a frame's time between two frames: they are not sent in a burst
 
 
 def nobody(message: Down) -> None:
@@ -39,6 +40,8 @@ class Call:
         self.journal = journal
         self.tenancy = request.epoch
         self.continued = journal.next_frame > 0  # it is rebuilt from a journal
+        # False as long as the frames that were heard meanwhile come in bursts, each of them late before it is here.
+        self.caught_up = not self.continued
         self.exact = True  # as far as is known, its bits are those it would have had elsewhere
         self.asked_s = now_s
         self.orphaned_s: float | None = None  # since when it has had no trunk
@@ -113,6 +116,8 @@ class Call:
         if number > self.next_in or self.in_flight >= bound:
             tell(Need(frame.key, self.next_in))
             return None
+        if self.in_flight == 0 and self.last_in_s is not None and now_s - self.last_in_s >= CALM_S:
+            self.caught_up = True
         self.journal.heard(number, frame.pcm)
         self.next_in += 1
         self.in_flight += 1

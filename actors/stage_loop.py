@@ -106,7 +106,8 @@ class StageLoops:
         """The frame's last step: counted against its deadline, noted, and handed to the ingress."""
         call, now_s = flight.call, self._clock.now()
         frame_ms = (now_s - flight.arrived_s) * 1000.0
-        self._overload.observe(now_s, sum(call.ready is not None for call in self._book), frame_ms)
+        if call.caught_up:  # else its frames are late for what happened elsewhere
+            self._overload.observe(now_s, sum(call.ready is not None for call in self._book), frame_ms)
         self._metrics.observe_frame_ms(frame_ms)
         if frame_ms > FRAME_S * 1000.0:
             call.misses += 1

@@ -81,6 +81,29 @@ async def test_frames_may_come_as_fast_as_the_bound_on_those_in_flight_allows() 
         assert heard(before) + heard(after) == alone("a", 24)
 
 
+async def test_frames_that_are_caught_up_with_say_nothing_about_how_busy_it_is_here() -> None:
+    journal, _ = await held(4)
+    async with Bench() as bench:
+        after = await rebuilt(bench, journal)
+        await settle()
+        call = bench.replica._calls.get("a")
+        assert call is not None
+        for frame in range(4, 24):
+            bench.replica.offer(frame_in("a", frame, 2))
+        await settle(1000)
+        for frame in (24, 25):
+            assert not call.caught_up
+            await bench.clock.advance(0.08 if frame == 25 else 0.02)
+            bench.replica.offer(frame_in("a", frame, 2))
+            await settle()
+        assert call.caught_up
+        assert len(after.frames) == 22
+        fresh = await bench.open("b")
+        await settle()
+        assert fresh.ready
+        assert getattr(bench.replica._calls.get("b"), "caught_up", False)
+
+
 async def test_a_neighbour_talks_on_while_another_is_rebuilt() -> None:
     journal, before = await held(40)
     async with Bench(settings=ReplicaSettings(window_s=0.0, rebuild_live_s=0.0)) as bench:
