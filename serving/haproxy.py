@@ -82,7 +82,7 @@ def haproxy_environment(folder: Path, binary: Path) -> dict[str, str]:
 def health_environment() -> dict[str, str]:
     """How soon Serve notices that a proxy has died, HAProxy or its own: three checks, by default 10 s apart, which
     left the port closed for half a minute."""
-    return {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3"}
+    return {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3"}
 
 
 def free_port(host: str = "127.0.0.1") -> int:
