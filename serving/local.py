@@ -136,7 +136,9 @@ def deploy(app: Application, settings: ServeSettings) -> None:
         http_options=HTTPOptions(host=settings.host, port=settings.port),
         logging_config={"log_level": settings.log_level, "enable_access_log": False},
     )
-    serve.run(app, name=APP_NAME, route_prefix="/")
+    # Without autoscaling of ours, an operator or a scaler of theirs may set the number of replicas over Serve's API.
+    fixed = settings.min_replicas == settings.max_replicas
+    serve.run(app, name=APP_NAME, route_prefix="/", external_scaler_enabled=fixed)
 
 
 def _start(settings: ServeSettings, folder: Path) -> None:
