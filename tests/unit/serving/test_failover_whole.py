@@ -1,0 +1,308 @@
+"""Ingress, trunk, replicas and router as they are shipped, in one process, around arithmetic in place of a model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.codec_stage import DecoderStage, EncoderStage
+from actors.converse_stage import EngineStage
+from actors.errors import ServingError
+from actors.interfaces import ReplicaSettings
+from actors.messages import FrameOut, ReplicaReport
+from actors.replica import Replica
+from serving import pace
+from serving.conversation import Conversation
+from serving.replica_host import HostConfig, ReplicaHost
+from serving.resume import Missed, Ticket
+from serving.router import SessionRouter
+from serving.routing import AcquireRequest, Grant, ReplicaView, ReportReply, ResumeRequest, RouterConfig
+from serving.session import ConversationHub, Place
+from serving.settings import ServeSettings
+from serving.tenants import Tenant
+from serving.trunk_client import TrunkPool
+from serving.trunk_server import TrunkConfig
+from tests.actor_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine, Handle, Tokenizer
+from tests.failover_fakes import SPEC, spoken
+
+TRUNK = TrunkConfig(secret="a secret of the tests", ping_s=0.3, dead_s=5.0)
+TENANT = Tenant("acme")
+SLOTS = 4
+TICK_S = 0.02  # four times as fast as people speak
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "FRAME_S", TICK_S)
+
+
+class Line:
+    """The router as its clients reach it: replicas report, the ingress `i` asks."""
+
+    def __init__(self, router: SessionRouter, ingress: str) -> None:
+        self.router = router
+        self.ingress = ingress
+
+    async def report(self, report: ReplicaReport) -> ReportReply:
+        return self.router.report(report)
+
+    async def forget(self, replica: str) -> None:
+        self.router.forget(replica)
+
+    async def acquire(self, request: AcquireRequest) -> Grant:
+        return await self.router.acquire(request)
+
+    async def prepare(self, request: AcquireRequest) -> Grant:
+        return await self.router.prepare(request)
+
+    async def commit(self, session: str, epoch: int) -> None:
+        await self.router.commit(session, epoch, self.ingress)
+
+    async def resume(self, request: ResumeRequest) -> Grant:
+        return await self.router.resume(request)
+
+    async def release(self, session: str, epoch: int, *, opened: bool) -> None:
+        with suppress(ServingError):
+            self.router.release(session, epoch, self.ingress, opened=opened)
+
+    async def abandon(self, session: str, after_epoch: int = 0) -> None:
+        self.router.abandon(session, self.ingress, after_epoch)
+
+    async def locate(self, session: str) -> Grant | None:
+        return await self.router.locate(session)
+
+    async def replicas(self) -> tuple[ReplicaView, ...]:
+        return self.router.replicas()
+
+    async def drain(self, replica: str) -> None:
+        self.router.drain(replica)
+
+
+class Site:
+    """Replicas under their hosts, a router, and ingresses."""
+
+    def __init__(self) -> None:
+        self.router = SessionRouter(RouterConfig(lease_s=2.0, settle_s=0.0))
+        self.hosts: dict[str, ReplicaHost] = {}
+        self.replicas: dict[str, Replica] = {}
+        self.stages: dict[str, tuple[Handle, Handle, Handle]] = {}
+        self.pools: list[TrunkPool] = []
+        self.hubs: list[ConversationHub] = []
+
+    async def add_replica(self, name: str) -> None:
+        stages = (
+            Handle(EncoderStage(FakeEncoderLane(SLOTS), SLOTS)),
+            Handle(EngineStage(FakeEngine(SLOTS), SLOTS, CARD)),
+            Handle(DecoderStage(FakeDecoderLane(SLOTS), SLOTS, CARD)),
+        )
+        replica = Replica(
+            *stages, slots=SLOTS, tokenizer=Tokenizer(), numerics_id="fake", settings=ReplicaSettings(window_s=0.0)
+        )
+        host = ReplicaHost(replica, Line(self.router, ""), HostConfig(name, f"node-{name}", "127.0.0.1", 0.2, TRUNK))
+        await host.start()
+        self.hosts[name], self.replicas[name], self.stages[name] = host, replica, stages
+
+    def add_ingress(self, name: str) -> ConversationHub:
+        pool = TrunkPool(name, TRUNK)
+        hub = ConversationHub(Line(self.router, name), pool, Place(name, "node-i"), ServeSettings())
+        self.pools.append(pool)
+        self.hubs.append(hub)
+        return hub
+
+    def lose_engine(self, name: str) -> None:
+        for stage in self.stages[name]:
+            stage.errors["step"] = RuntimeError("the actor died")
+
+    def home_of(self, conversation: Conversation) -> str:
+        home = conversation.tenure.home
+        assert home is not None
+        return home.replica
+
+    async def all_free(self) -> bool:
+        await asyncio.sleep(0.01)
+        return all(not replica.busy for replica in self.replicas.values()) and self.router.status().busy == 0
+
+
+@asynccontextmanager
+async def site(replicas: int = 3) -> AsyncIterator[Site]:
+    there = Site()
+    async with AsyncExitStack() as stack:
+        for i in range(replicas):
+            await there.add_replica(f"r{i}")
+            stack.push_async_callback(there.hosts[f"r{i}"].stop, 0.2)
+        yield there
+        for hub in there.hubs:
+            await hub.close()
+        async with asyncio.timeout(5):
+            while not await there.all_free():
+                pass
+        for pool in there.pools:
+            await pool.close()
+
+
+class Caller:
+    """Speaks and listens, as fast as TICK_S says."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.heard: list[FrameOut] = []
+        self.late_s = 0.0  # the longest between two frames
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        last_s = 0.0
+        async for frame in self.conversation.frames():
+            now_s = loop.time()
+            self.late_s = max(self.late_s, now_s - (last_s or now_s))
+            last_s = now_s
+            self.heard.append(frame)
+
+    async def say(self, frames: int) -> None:
+        """Returns when all that was said is answered."""
+        for _ in range(frames):
+            await self.conversation.send(spoken(self.conversation.frames_sent))
+            await asyncio.sleep(TICK_S)
+        async with asyncio.timeout(20):
+            while len(self.heard) < self.conversation.frames_sent - self.conversation.first_frame:
+                assert not self._reading.done(), self._reading
+                await asyncio.sleep(0.01)
+
+    def tokens(self) -> list[tuple[Any, ...]]:
+        return [(frame.key.frame, frame.text_token, *frame.codes.tolist()) for frame in self.heard]
+
+    def sounds(self) -> list[bytes]:
+        return [frame.pcm.tobytes() for frame in self.heard]
+
+    async def stop(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+
+@asynccontextmanager
+async def calling(hub: ConversationHub, *, resumable: bool = False) -> AsyncIterator[Caller]:
+    async with hub.open(SPEC, TENANT, "test", resumable=resumable) as conversation:
+        async with asyncio.timeout(10):
+            await conversation.ready()
+        caller = Caller(conversation)
+        try:
+            yield caller
+        finally:
+            await caller.stop()
+
+
+async def undisturbed(there: Site, hub: ConversationHub, frames: int) -> Caller:
+    async with calling(hub) as caller:
+        await caller.say(frames)
+        return caller
+
+
+async def test_it_outlives_two_engines() -> None:
+    async with site() as there:
+        hub = there.add_ingress("i")
+        quiet = await undisturbed(there, hub, 90)
+        async with calling(hub) as caller:
+            await caller.say(30)
+            there.lose_engine(there.home_of(caller.conversation))
+            await caller.say(30)
+            there.lose_engine(there.home_of(caller.conversation))
+            await caller.say(30)
+            assert caller.conversation.tenure.recoveries == 2
+        assert caller.tokens() == quiet.tokens()
+        heard = [(mine, theirs) for mine, theirs in zip(caller.sounds(), quiet.sounds(), strict=True) if mine]
+        assert len(heard) > 60
+        assert all(mine == theirs for mine, theirs in heard), "the codec's state was rebuilt too"
+
+
+async def test_it_outlives_a_whole_replica() -> None:
+    async with site() as there:
+        hub = there.add_ingress("i")
+        quiet = await undisturbed(there, hub, 60)
+        async with calling(hub) as caller:
+            await caller.say(30)
+            host = there.hosts[there.home_of(caller.conversation)]
+            for connection in list(host._trunk._server.connections):  # type: ignore[union-attr] # a killed process's end
+                connection.transport.abort()
+            await caller.say(30)
+            assert caller.conversation.tenure.recoveries == 1
+        assert caller.tokens() == quiet.tokens()
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+async def test_a_drain_is_not_heard(calls: int) -> None:
+    async with site() as there:
+        hub = there.add_ingress("i")
+        quiet = await undisturbed(there, hub, 80)
+        async with AsyncExitStack() as stack:
+            callers = [await stack.enter_async_context(calling(hub)) for _ in range(calls)]
+            await asyncio.gather(*(caller.say(30) for caller in callers))
+            former = there.home_of(callers[0].conversation)
+            there.router.drain(former)
+            await asyncio.gather(*(caller.say(50) for caller in callers))
+            assert all(there.home_of(caller.conversation) != former for caller in callers)
+            assert not there.replicas[former].busy
+            assert all(caller.conversation.tenure.recoveries == 0 for caller in callers)
+        for caller in callers:
+            assert caller.tokens() == quiet.tokens()
+            assert caller.sounds() == quiet.sounds()
+            assert caller.conversation.tenure.moves == 1
+
+
+async def test_it_is_resumed_at_another_ingress_after_the_first_has_died() -> None:
+    async with site() as there:
+        first, second = there.add_ingress("i"), there.add_ingress("j")
+        quiet = await undisturbed(there, first, 60)
+        entered = first.open(SPEC, TENANT, "test", resumable=True)
+        conversation = await entered.__aenter__()
+        await conversation.ready()
+        caller = Caller(conversation)
+        await caller.say(40)
+        conversation.tenure.end()  # its process is gone, and says nothing more to anybody
+        await there.pools[0].close()
+        resuming = second.resume(Ticket(conversation.session, 0), TENANT, "test", Missed(have=35, replay=True))
+        async with asyncio.timeout(10):
+            again = Caller(await resuming.__aenter__())
+        await again.say(20)
+        assert [frame.key.frame for frame in again.heard] == list(range(35, 60))
+        assert caller.tokens()[:35] + again.tokens() == quiet.tokens()
+        assert caller.sounds()[:35] + again.sounds() == quiet.sounds()
+        there.lose_engine(there.home_of(again.conversation))
+        await again.say(10)
+        assert [frame.key.frame for frame in again.heard] == list(range(35, 70))
+        await again.stop()
+        await resuming.__aexit__(None, None, None)
+        await caller.stop()
+        await entered.__aexit__(None, None, None)
+
+
+async def test_many_talk_while_replicas_come_and_go() -> None:
+    async with site(4) as there:
+        hub = there.add_ingress("i")
+        quiet = await undisturbed(there, hub, 120)
+        async with AsyncExitStack() as stack:
+            callers = [await stack.enter_async_context(calling(hub)) for _ in range(4)]
+
+            async def strike() -> None:
+                await asyncio.sleep(40 * TICK_S)
+                there.router.drain(there.home_of(callers[0].conversation))
+                await asyncio.sleep(30 * TICK_S)
+                there.lose_engine(there.home_of(callers[1].conversation))
+
+            await asyncio.gather(strike(), *(caller.say(120) for caller in callers))
+        for caller in callers:
+            assert caller.tokens() == quiet.tokens()
+
+
+def test_the_fakes_tell_one_past_from_another() -> None:
+    """Else equal tokens above would prove nothing."""
+    lanes = FakeEncoderLane(1), FakeEncoderLane(1)
+    for frame in range(3):
+        lanes[0].run([0], spoken(frame)[None])
+    lanes[1].run([0], spoken(2)[None])
+    after = [lane.run([0], spoken(3)[None]) for lane in lanes]
+    assert not np.array_equal(*after)
