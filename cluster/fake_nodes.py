@@ -220,7 +220,8 @@ def main() -> None:
             try:
                 answer = obey(nodes, json.loads(line))
             except Exception as error:  # noqa: BLE001 - whoever asked decides what a failed command means
-                answer = {"error": f"{type(error).__name__}: {error}"}
+                # Ray's errors carry whole tracebacks; their last line says what it was.
+                answer = {"error": f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2]}"}
             print(json.dumps(answer), file=answers)
     finally:
         nodes.stop()
