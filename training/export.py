@@ -22,15 +22,8 @@ from training import codec_model, lm
 from training.codes import load_codec
 from training.folders import state_folder
 from training.optim import without_moments
-from training.script import AGENT_VOICES
+from training.script import AGENT_VOICES, VOICE_NAMES
 from training.state import load_state
-
-# Published names, so that clients written for the published server find a voice; the voices are Kokoro's.
-VOICE_NAMES = {
-    "af_river": "NATF0", "bf_isabella": "NATF1", "af_heart": "NATF2", "bf_emma": "NATF3",
-    "am_onyx": "NATM0", "bm_george": "NATM1", "am_michael": "NATM2", "am_fenrir": "NATM3",
-    "af_nicole": "VARF0", "af_bella": "VARF1", "bm_lewis": "VARM0", "am_puck": "VARM1",
-}  # fmt: skip
 
 
 def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[str, float]:

@@ -37,6 +37,12 @@ USER_VOICES = (
     "af_nova", "am_eric", "bf_lily", "bm_fable", "af_aoede", "am_liam", "af_sky", "af_alloy",
 )  # fmt: skip
 HELD_OUT_USER_VOICE = "af_jessica"
+# Published names, so that clients written for the published server find a voice; the voices are Kokoro's.
+VOICE_NAMES = {
+    "af_river": "NATF0", "bf_isabella": "NATF1", "af_heart": "NATF2", "bf_emma": "NATF3",
+    "am_onyx": "NATM0", "bm_george": "NATM1", "am_michael": "NATM2", "am_fenrir": "NATM3",
+    "af_nicole": "VARF0", "af_bella": "VARF1", "bm_lewis": "VARM0", "am_puck": "VARM1",
+}  # fmt: skip
 DIALOGUES_PER_INSTANCE = 4  # the agent's answers are synthesised once for all of them
 LIVE_S = 42.0  # a script ends at about this length, by its own estimate of 2.6 words a second
 
