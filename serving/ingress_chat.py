@@ -118,7 +118,7 @@ class ChatEndpoint:
         resume = None
         if holding.resumable:
             token = self._tickets.issue(conversation.session, holding.serial, holding.tenant)
-            resume = api_chat.Resumption(token, holding.serial > 0, conversation.first_frame)
+            resume = api_chat.Resumption(token, holding.serial > 0, conversation.first_frame, conversation.frames_sent)
         return api_chat.metadata(
             api_chat.conversation_metadata(
                 session=conversation.session,

@@ -209,6 +209,7 @@ class Resumption:
     resume_token: str  # for `resume=…` after this socket is lost; good for one use
     resumed: bool  # whether this socket goes on with a conversation that had begun on another
     first_frame: int  # the number of the first frame on this socket
+    heard_frames: int  # of the client's own, that the server has: who kept what it said last says it again from there
 
 
 def conversation_metadata(
