@@ -11,10 +11,11 @@ import argparse
 import asyncio
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.chaos.plan import CUTS_SOCKETS, SCENARIOS, STRIKES, kinds, strike_times_s
-from loadtest.chaos.run import Conversations, Order, load, save, struck, undisturbed
+from loadtest.chaos.run import Conversations, Order, load, save, struck, undisturbed, write_log
 from loadtest.chaos.system import Layout, System, SystemBroken
 from loadtest.chaos.verdict import Reference, Verdict
 
@@ -25,6 +26,14 @@ Three fake nodes with an accelerator each, a head, and the server on them are st
 through the public WebSocket. Kept: the call went on to its end. Lost and doubled: model frames, by their numbers, in
 the journal and at the ear. Tokens: equal to those of a run that nobody disturbed. Gap: the longest that a caller
 heard nothing. Exit status: 0 all of it held; 1 something did not; 4 the system did not start."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where the undisturbed run is kept for later, and what the callers of the others saw."""
+
+    reference: Path | None
+    log: Path | None
 
 
 def main() -> int:
@@ -45,7 +54,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_USE
     try:
-        verdicts = asyncio.run(run_all(scenarios, order, layout, known, arguments.reference, arguments.json))
+        verdicts = asyncio.run(
+            run_all(scenarios, order, layout, known, Keep(arguments.reference, arguments.log), arguments.json)
+        )
     except SystemBroken as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_RUN
@@ -57,11 +68,11 @@ async def run_all(
     order: Order,
     layout: Layout,
     known: tuple[list[Reference], float],
-    keep: Path | None,
+    keep: Keep,
     as_json: bool,
 ) -> list[Verdict]:
-    """Each scenario on a system of its own. The undisturbed run is made once, unless it is `known`, and put into
-    `keep`. Raises SystemBroken."""
+    """Each scenario on a system of its own. The undisturbed run is made once, unless it is `known`. Raises
+    SystemBroken."""
     verdicts: list[Verdict] = []
     references, quiet_gap_s = known
     for scenario in scenarios:
@@ -71,10 +82,12 @@ async def run_all(
                 quiet = await undisturbed(system, order, say)
                 _check(quiet, order)
                 references, quiet_gap_s = _references(quiet), quiet.longest_gap_s
-                if keep is not None:
-                    save(keep, quiet)
-            verdict = await struck(system, scenario, order, references, quiet_gap_s, say)
+                if keep.reference is not None:
+                    save(keep.reference, quiet)
+            verdict, conversations = await struck(system, scenario, order, references, quiet_gap_s, say)
         verdicts.append(verdict)
+        if keep.log is not None:
+            write_log(keep.log / f"{scenario}.json", conversations)
         if as_json:
             print(json.dumps(verdict.as_json()), flush=True)
         else:
@@ -120,10 +133,11 @@ def show(verdict: Verdict) -> None:
     )
     for call in verdict.calls:
         told = [f"gap {call.longest_gap_s:.2f} s at {call.gap_at_s:.1f} s", f"{call.homes} homes"]
-        told += [f"{call.cuts} cuts"] * bool(call.cuts) + [f"{call.trimmed} trimmed"] * bool(call.trimmed)
+        told += [f"cut: {'; '.join(call.cuts)}"] * bool(call.cuts) + [f"{call.trimmed} trimmed"] * bool(call.trimmed)
         told += [f"{call.sound_differs} sound otherwise"] * bool(call.sound_differs)
         told += [f"lost {call.lost}"] * bool(call.lost) + [f"doubled {call.doubled}"] * bool(call.doubled)
-        told += [f"tokens differ from frame {call.differing}"] * (not call.tokens_equal)
+        told += [f"unseen {call.unseen}"] * bool(call.unseen)
+        told += [f"tokens differ from frame {call.differing}"] * (call.differing is not None)
         told += ["text differs"] * (not call.text_equal) + [call.why] * bool(call.why)
         print(f"    call {call.call}: {'; '.join(told)}")
     for fault in verdict.faults:
@@ -154,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--context", type=int, default=200, help="frames the model remembers (default 200, 16 s)")
     parser.add_argument("--codec-context", type=int, default=50, help="40 ms positions a codec layer remembers")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="keep the undisturbed run here, or take it")
+    parser.add_argument("--log", type=Path, metavar="FOLDER", help="write down all that the callers saw")
     parser.add_argument("--json", action="store_true", help="one JSON object for each scenario, and nothing else")
     return parser
 

@@ -47,7 +47,7 @@ class CallLog:
     heard: list[Heard] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
-    cuts: list[str] = field(default_factory=list)  # how each connection but the last ended
+    cuts: list[tuple[float, str]] = field(default_factory=list)  # when and how each connection but the last ended
     failure: str | None = None  # why the call did not last
 
     @property
@@ -107,7 +107,7 @@ class Caller:
                         given_up_s = self._clock() + GRACE_S
                     elif self._clock() > given_up_s:
                         raise
-                    self.log.cuts.append(str(failure))
+                    self.log.cuts.append((self._clock(), str(failure)))
                     await asyncio.sleep(_AGAIN_S)
         except Exception as failure:  # noqa: BLE001 - a witness reports, whatever it was
             if not self.over.is_set():

@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import httpx
 
-_EVERY_S = 1.5
+_EVERY_S = 1.0
 _AGAIN_S = 0.25
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 2.0  # while who should answer is dying; a codec's frames are kept for some seconds only
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Seen:
     numerics: list[str] = field(default_factory=list)
     next_frame: int = 0
     looks: int = 0
+    failed_looks: int = 0
     trouble: str = ""  # why the last look that failed did
 
     def add(self, journal: dict[str, Any]) -> None:
@@ -87,9 +88,11 @@ async def look(admin: AdminClient, session: str, seen: Seen) -> bool:
     try:
         seen.add(await admin.journal(session, max(0, seen.last - 1)))
     except httpx.HTTPStatusError as error:
+        seen.failed_looks += 1
         seen.trouble = f"HTTP {error.response.status_code} from {error.request.url.path}: {error.response.text[:200]}"
         return False
     except (httpx.HTTPError, KeyError, ValueError) as error:
+        seen.failed_looks += 1
         seen.trouble = f"{type(error).__name__}: {error}"
         return False
     return True

@@ -70,7 +70,7 @@ async def undisturbed(system: System, order: Order, say: Say) -> Conversations:
 
 async def struck(
     system: System, scenario: str, order: Order, references: Sequence[Reference], quiet_gap_s: float, say: Say
-) -> Verdict:
+) -> tuple[Verdict, Conversations]:
     """The conversations while the scenario strikes, held against their references."""
     times_s = strike_times_s(order.seconds, order.seed, system.layout.windows, order.strikes)
     say(f"{scenario}: strikes after {spread(times_s)} s")
@@ -102,7 +102,7 @@ async def struck(
         judge_call(log, each, reference, order.frames)
         for log, each, reference in zip(conversations.logs, conversations.seen, references, strict=True)
     ]
-    return Verdict(
+    verdict = Verdict(
         scenario=scenario,
         calls=calls,
         gap_limit_s=gap_limit_s(scenario, order.sessions),
@@ -112,6 +112,7 @@ async def struck(
         undisturbed_gap_s=quiet_gap_s,
         expected_strikes=order.strikes,
     )
+    return verdict, conversations
 
 
 class _talking:  # noqa: N801 - used as a function
@@ -191,6 +192,27 @@ def save(path: Path, conversations: Conversations) -> None:
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"gap_s": conversations.longest_gap_s, "calls": references}))
+
+
+def write_log(path: Path, conversations: Conversations) -> None:
+    """All that the callers saw, for whoever looks for the cause of a fault. Times are of one monotonic clock."""
+    calls = [
+        {
+            "call": log.call,
+            "session": log.session,
+            "ready_s": log.ready_s,
+            "failure": log.failure,
+            "homes": seen.homes,
+            "cuts": log.cuts,
+            "lags_ms": [round(lag, 1) for lag in log.lags_ms],
+            "heard": [(heard.frame, round(heard.at_s, 3), heard.digest) for heard in log.heard],
+            "tokens": list(seen.tokens.items()),
+            "metadata": log.metadata,
+        }
+        for log, seen in zip(conversations.logs, conversations.seen, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(calls))
 
 
 def load(path: Path, order: Order) -> tuple[list[Reference], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,7 +43,9 @@ class Reference:
 class CallVerdict:
     """One call. Frames are counted by their numbers, in the journal and at the ear, and the worse of both is said.
 
-    lost: frames of the model that the journal never held, or that the caller was never sent.
+    lost: frames of the model that the caller was never sent, or that were not in the journal at the end.
+    unseen: frames that no look at the journal caught, while it was out of reach, and whose sound is not that of the
+    undisturbed run either: nothing can be said of their tokens.
     doubled: frames sent twice, sent beyond the last, or written anew in the journal with other tokens.
     differing: the first frame whose tokens are not those of the undisturbed run; None: all are equal.
     """
@@ -50,6 +53,7 @@ class CallVerdict:
     call: int
     kept: bool
     lost: int
+    unseen: int
     doubled: int
     differing: int | None
     trimmed: int  # frames whose sound was left out to catch up; their tokens and text are there
@@ -58,30 +62,30 @@ class CallVerdict:
     longest_gap_s: float
     gap_at_s: float  # when that gap ended, in seconds after the call was ready
     homes: int  # (epoch, replica) that it had
-    cuts: int  # connections lost
+    cuts: tuple[str, ...]  # how connections were lost and not had again, and how often
     why: str  # it was not kept, or its journal could not be read
 
     @property
     def tokens_equal(self) -> bool:
-        return self.differing is None
+        return self.differing is None and not self.unseen
 
 
 def judge_call(log: CallLog, seen: Seen, reference: Reference, frames: int) -> CallVerdict:
     """`frames`: how many the caller said, and so how many the model has to answer."""
     numbers = [heard.frame for heard in log.heard]
     heard = {number for number in numbers if 0 <= number < frames}
-    # The journal begins to be looked at a moment after the call does; what it held before shows in `tokens` as well,
-    # since a look asks from the first frame on.
-    noted = {number for number in seen.tokens if number < frames}
+    alike = {each.frame for each in log.heard if each.digest == reference.digests.get(each.frame, "")}
+    unseen = [frame for frame in range(frames) if frame not in seen.tokens and frame not in alike]
     shifted = sum(1 for each in log.heard if _is_another(each.frame, each.digest, reference))
     gaps = log.gaps_s
     longest = max(range(len(gaps)), key=gaps.__getitem__, default=None)
     sounded = [each for each in log.heard if each.digest is not None]
-    why = log.failure or ("" if noted else f"its journal was never seen: {seen.trouble or 'no look'}")
+    why = log.failure or ("" if seen.looks else f"its journal was never seen: {seen.trouble or 'no look'}")
     return CallVerdict(
         call=log.call,
         kept=log.failure is None and len(heard) == frames,
-        lost=max(frames - len(heard), frames - len(noted)),
+        lost=max(frames - len(heard), frames - min(seen.next_frame, frames)),
+        unseen=len(unseen),
         doubled=len(numbers) - len(set(numbers)) + sum(number >= frames for number in numbers) + shifted
         + len(seen.changed),
         differing=_first_difference(seen.tokens, reference.tokens, frames),
@@ -91,7 +95,7 @@ def judge_call(log: CallLog, seen: Seen, reference: Reference, frames: int) -> C
         longest_gap_s=0.0 if longest is None else gaps[longest],
         gap_at_s=0.0 if longest is None else sounded[longest + 1].at_s - (log.ready_s or 0.0),
         homes=len(seen.homes),
-        cuts=len(log.cuts),
+        cuts=tuple(f"{count} × {how}" for how, count in Counter(how for _, how in log.cuts).items()),
         why=why,
     )  # fmt: skip
 
@@ -104,7 +108,7 @@ def _is_another(frame: int, digest: str | None, reference: Reference) -> bool:
 
 
 def _first_difference(tokens: Mapping[int, Tokens], expected: Mapping[int, Tokens], frames: int) -> int | None:
-    return next((frame for frame in range(frames) if tokens.get(frame) != expected.get(frame, ())), None)
+    return next((frame for frame in sorted(tokens) if frame < frames and tokens[frame] != expected.get(frame)), None)
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,10 @@ class Verdict:
         return sum(call.doubled for call in self.calls)
 
     @property
+    def unseen(self) -> int:
+        return sum(call.unseen for call in self.calls)
+
+    @property
     def tokens_equal(self) -> int:
         return sum(call.tokens_equal for call in self.calls)
 
@@ -186,6 +194,7 @@ class Verdict:
                 not all(call.text_equal for call in self.calls),
                 f"the text of {sum(not call.text_equal for call in self.calls)} calls differs",
             ),
+            (self.unseen > 0, f"the tokens of {self.unseen} frames were not seen"),
             (bool(self.missed), self.missed),
             (len(self.strikes) < self.expected_strikes and not self.missed, f"only {len(self.strikes)} strikes"),
         ]
@@ -225,6 +234,7 @@ class Verdict:
                     "call": call.call,
                     "kept": call.kept,
                     "lost": call.lost,
+                    "unseen": call.unseen,
                     "doubled": call.doubled,
                     "first_difference": call.differing,
                     "longest_gap_s": round(call.longest_gap_s, 3),
@@ -232,7 +242,7 @@ class Verdict:
                     "trimmed": call.trimmed,
                     "sound_differs": call.sound_differs,
                     "homes": call.homes,
-                    "cuts": call.cuts,
+                    "cuts": list(call.cuts),
                     "why": call.why,
                 }
                 for call in self.calls
