@@ -103,7 +103,8 @@ def store(ring: Any, blocks: Any, head_hop: int, slots: Any, places: Any, fresh:
         block, within = places[row] // KEY_BLOCK, places[row] % KEY_BLOCK
         for head in range(fresh.shape[1]):
             at = blocks[slots[row], block] + head * head_hop + within * dims
-            vector[: fresh.shape[2]] = fresh[row, head]
+            for d in range(fresh.shape[2]):
+                vector[d] = fresh[row, head, d]
             for d in range(0, dims, step):
                 keep(vector, d, ring, at + d)
 
@@ -144,7 +145,8 @@ def attend(
                 score(query, keys, at, dims, dims, scores, done, run, values, at)
                 place, done = (place + run) % capacity, done + run
             total = soften(scores, seen)
-            mixed[:] = np.float32(0.0)
+            for d in range(dims):
+                mixed[d] = np.float32(0.0)
             place, done = start, 0
             while done < seen:
                 run = min(KEY_BLOCK - place % KEY_BLOCK, seen - done)

@@ -9,6 +9,7 @@ any others.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -24,9 +25,6 @@ from graphs.compiled_vectors import (
     WIDE,
     tile_1x16,
     tile_1x32,
-    tile_2x16,
-    tile_2x32,
-    tile_4x16,
     tile_4x32,
     tile_8x16,
     tile_8x32,
@@ -38,8 +36,17 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Options = bool | set[str]
 
 
+# A compiled function contains those that it calls, but numba asks about its own file alone whether what it keeps on
+# disk is still true. These are the files whose functions may be in others.
+_SHARED = (*sorted(Path(__file__).parent.glob("compiled*.py")), Path(__file__).with_name("attention_cpu.py"))
+_STAMP = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in _SHARED)
+
+
 def _compile(function: _Function, fastmath: _Options) -> _Function:
-    return cast(_Function, njit(fastmath=fastmath, error_model="numpy", nogil=True, cache=True)(function))
+    dispatcher: Any = njit(fastmath=fastmath, error_model="numpy", nogil=True, cache=True)(function)
+    kept = dispatcher._cache._cache_file
+    kept._source_stamp = (kept._source_stamp, _STAMP)
+    return cast(_Function, dispatcher)
 
 
 def compiled(function: _Function) -> _Function:
@@ -133,56 +140,31 @@ def products(
     Rows of x may overlap: a convolution's windows do.
     """
     pairs, width = inputs // 2, weight.size // (weight.shape[0] * weight.shape[1] * 2)
-    rest = np.empty((8, 32), np.float32)
+    whole, part = y.reshape(y.size), np.empty(8 * 32, np.float32)
     for panel in range(weight.shape[0]):
         column, w_at = panel * width, panel * inputs * width
-        whole = column + width <= outputs
+        fits = column + width <= outputs  # else the panel's last columns are padding
         row = 0
         while row < rows:
-            count = 8 if rows - row >= 8 else 4 if rows - row >= 4 else 2 if rows - row >= 2 else 1
-            source = x_at + row * x_hop
-            if whole:
-                _one_tile(count, width, x, source, x_hop, weight, w_at, pairs, y, y_at + row * y_hop + column, y_hop)
+            count = 8 if rows - row >= 8 else 4 if rows - row >= 4 and width == 32 else 1
+            source, place = x_at + row * x_hop, y_at + row * y_hop + column
+            target, at, hop = (whole, place, y_hop) if fits else (part, 0, width)
+            if width == 32:
+                if count == 8:
+                    tile_8x32(x, source, x_hop, weight, w_at, pairs, target, at, hop)
+                elif count == 4:
+                    tile_4x32(x, source, x_hop, weight, w_at, pairs, target, at, hop)
+                else:
+                    tile_1x32(x, source, x_hop, weight, w_at, pairs, target, at, hop)
+            elif count == 8:
+                tile_8x16(x, source, x_hop, weight, w_at, pairs, target, at, hop)
             else:
-                _one_tile(count, width, x, source, x_hop, weight, w_at, pairs, rest, 0, 32)
-                flat = y.reshape(y.size)
+                tile_1x16(x, source, x_hop, weight, w_at, pairs, target, at, hop)
+            if not fits:
                 for i in range(count):
-                    place = y_at + (row + i) * y_hop + column
-                    flat[place : place + outputs - column] = rest[i, : outputs - column]
+                    for j in range(outputs - column):
+                        whole[place + i * y_hop + j] = part[i * width + j]
             row += count
-
-
-@compiled_in_order
-def _one_tile(
-    rows: int,
-    width: int,
-    x: Any,
-    x_at: int,
-    x_hop: int,
-    weight: Any,
-    w_at: int,
-    pairs: int,
-    y: Any,
-    y_at: int,
-    y_hop: int,
-) -> None:
-    if width == 32:
-        if rows == 8:
-            tile_8x32(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
-        elif rows == 4:
-            tile_4x32(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
-        elif rows == 2:
-            tile_2x32(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
-        else:
-            tile_1x32(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
-    elif rows == 8:
-        tile_8x16(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
-    elif rows == 4:
-        tile_4x16(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
-    elif rows == 2:
-        tile_2x16(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
-    else:
-        tile_1x16(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop)
 
 
 @compiled
@@ -195,6 +177,22 @@ def rms_norm(x: Any, alpha: Any, out: Any) -> None:
         scale = np.float32(1.0) / np.sqrt(total / np.float32(x.shape[1]) + RMS_EPS)
         for i in range(x.shape[1]):
             out[row, i] = x[row, i] * scale * alpha[i]
+
+
+@compiled
+def add(x: Any, branch: Any) -> None:
+    """x [rows, dim] += branch."""
+    for row in range(x.shape[0]):
+        line, other = x[row], branch[row]
+        for i in range(line.shape[0]):
+            line[i] += other[i]
+
+
+@compiled
+def copy(target: Any, source: Any) -> None:
+    """target [numbers] = source. (numba takes seconds to compile the assignment of a slice.)"""
+    for i in range(target.shape[0]):
+        target[i] = source[i]
 
 
 @compiled

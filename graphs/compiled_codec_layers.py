@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.attention_cpu import mix, score, soften
-from graphs.compiled import compiled, compiled_in_order, exp, matmul, products
+from graphs.compiled import compiled, compiled_in_order, copy, exp, matmul, products
 from graphs.compiled_layers import rotate
 
 Array = npt.NDArray[Any]
@@ -90,7 +90,7 @@ def add_branch(x: Any, branch: Any, rows: int, bias: Any) -> None:
 
 
 @compiled
-def copy(target: Any, at: int, source: Any, start: int, count: int) -> None:
+def move(target: Any, at: int, source: Any, start: int, count: int) -> None:
     """target[at : at + count] = source[start : start + count]."""
     into, out_of = target[at : at + count], source[start : start + count]
     for i in range(count):
@@ -110,12 +110,12 @@ def convolve(convolution: Any, joined: Any, length: int, y: Any) -> int:
 def join(joined: Any, history: Any, x: Any, start: int, count: int, activate: bool) -> int:
     """joined = history, then x[start : start + count], through ELU if so, whose end is kept; returns its length."""
     kept: int = history.shape[0]
-    copy(joined, 0, history, 0, kept)
+    move(joined, 0, history, 0, kept)
     if activate:
         elu(joined, kept, x, start, count)
     else:
-        copy(joined, kept, x, start, count)
-    copy(history, 0, joined, count, kept)
+        move(joined, kept, x, start, count)
+    move(history, 0, joined, count, kept)
     joined[kept + count] = np.float32(0.0)  # what a window of odd length meets its padding with
     return kept + count
 
@@ -142,7 +142,7 @@ def windows(
         kept = history[slots[index]]
         length = join(joined, kept.reshape(kept.size), x, index * width, width, activate)
         for at in range(0, length - convolution.window + 1, convolution.hop):
-            copy(flat, row * inputs, joined, at, convolution.window)
+            move(flat, row * inputs, joined, at, convolution.window)
             row += 1
 
 
@@ -177,7 +177,7 @@ def encoder_front(
                 count = rows * down.bias.shape[0]
             else:
                 for at in range(0, length - down.window + 1, down.hop):
-                    copy(flat, row * out.shape[1], joined, at, down.window)
+                    move(flat, row * out.shape[1], joined, at, down.window)
                     row += 1
 
 
@@ -194,7 +194,7 @@ def decoder_back(
     branch = np.zeros(space, np.float32)
     for index in range(slots.shape[0]):
         slot, count = slots[index], width
-        copy(x, 0, y, index * width, width)
+        move(x, 0, y, index * width, width)
         for stage in range(len(stages)):
             up, block = stages[stage]
             if stage > 0:
@@ -207,7 +207,7 @@ def decoder_back(
         before = last_history[slot]
         rows = convolve(last, joined, join(joined, before.reshape(before.size), x, 0, count, True), branch)
         add_bias(branch, rows, last.bias)
-        copy(out[index], 0, branch, 0, out.shape[1])
+        move(out[index], 0, branch, 0, out.shape[1])
 
 
 @compiled
@@ -267,8 +267,8 @@ def see(qkv: Any, ring: Any, slots: Any, frames: Any, context: int, scale: Any, 
         for half in range(2):
             place = (frames[index] * 2 + half) % context
             for head in range(heads):
-                ring[slots[index], head, 0, place] = qkv[2 * index + half, 1, head]
-                ring[slots[index], head, 1, place] = qkv[2 * index + half, 2, head]
+                copy(ring[slots[index], head, 0, place], qkv[2 * index + half, 1, head])
+                copy(ring[slots[index], head, 1, place], qkv[2 * index + half, 2, head])
         end = frames[index] * 2 + 2
         first = max(0, end - (context - 1))
         for head in range(heads):
@@ -298,7 +298,8 @@ def transform(x: Any, weights: Any, rings: Any, slots: Any, frames: Any, rotatio
     rows, dim = x.shape
     heads, context, head_dim = rings[0].shape[1], rings[0].shape[3], rings[0].shape[4]
     scale = np.float32(1.0) / np.sqrt(np.float32(head_dim))
-    normed, branch, mixed = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    normed, branch = np.empty((rows, dim), np.float32), np.empty((rows, dim), np.float32)
+    mixed = np.empty((rows, dim), np.float32)
     packed = np.empty((rows, 3 * dim), np.float32)
     split, apart = packed.reshape(rows, 3, heads, head_dim), mixed.reshape(rows, heads, head_dim)
     hidden = np.empty((rows, weights.linear2.shape[2] * 2), np.float32)
@@ -329,7 +330,8 @@ def quantize(rows: Any, entries: Any, packed: Any, norms: Any, codes: Any) -> No
     left = np.empty((rows.shape[0], dim), np.float32)
     for codebook in range(entries.shape[0]):
         if codebook < 2:
-            left[:] = rows[:, codebook * dim : (codebook + 1) * dim]
+            for row in range(rows.shape[0]):
+                copy(left[row], rows[row, codebook * dim :])
         matmul(left, packed[codebook], products_of)
         for row in range(rows.shape[0]):
             chosen = nearest(products_of[row], norms[codebook])

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphs.attention_cpu import attend, store
-from graphs.compiled import compiled, compiled_in_order, exp, gate, matmul, rms_norm, widen
+from graphs.compiled import add, compiled, compiled_in_order, copy, exp, gate, matmul, rms_norm, widen
 from graphs.compiled_sampling import draw_rows
 
 Array = npt.NDArray[Any]
@@ -61,7 +61,7 @@ def feed_forward(x: Any, normed: Any, branch: Any, weights: Any, layer: int) -> 
     matmul(normed, gate_in, packed)
     gate(packed, hidden)
     matmul(hidden, gate_out, branch)
-    x += branch
+    add(x, branch)
 
 
 @compiled_in_order
@@ -87,7 +87,7 @@ def temporal(
         store(values[layer], blocks, head_hop, slots, places, split[:, 2])
         attend(split[:, 0], keys[layer], values[layer], blocks, head_hop, slots, first, seen, scale, apart)
         matmul(mixed, weights.out_proj[layer], branch)
-        x += branch
+        add(x, branch)
         feed_forward(x, normed, branch, weights, layer)
 
 
@@ -105,8 +105,8 @@ def depth_attend(packed: Any, keys: Any, values: Any, codebook: int, mixed: Any)
         for head in range(heads):
             start = head * head_dim
             q = packed[row, start : start + head_dim]
-            keys[row, head, codebook] = packed[row, dim + start : dim + start + head_dim]
-            values[row, head, codebook] = packed[row, 2 * dim + start : 2 * dim + start + head_dim]
+            copy(keys[row, head, codebook], packed[row, dim + start :])
+            copy(values[row, head, codebook], packed[row, 2 * dim + start :])
             largest = np.float32(-1e30)
             for place in range(codebook + 1):
                 score = np.float32(0.0)
@@ -119,7 +119,8 @@ def depth_attend(packed: Any, keys: Any, values: Any, codebook: int, mixed: Any)
                 weights[place] = exp(weights[place] - largest)
                 total += weights[place]
             out = mixed[row, start : start + head_dim]
-            out[:] = np.float32(0.0)
+            for i in range(head_dim):
+                out[i] = np.float32(0.0)
             for place in range(codebook + 1):
                 weight = weights[place] / total
                 for i in range(head_dim):
@@ -131,7 +132,8 @@ def embed(tokens: Any, starts: Any, table: Any, out: Any) -> None:
     """out [rows, dim] = the sum of the tokens' rows in the joined table; token -1 contributes nothing."""
     for row in range(tokens.shape[0]):
         target = out[row]
-        target[:] = np.float32(0.0)
+        for i in range(target.shape[0]):
+            target[i] = np.float32(0.0)
         for stream in range(tokens.shape[1]):
             if tokens[row, stream] >= 0:
                 entry = table[starts[stream] + tokens[row, stream]]
@@ -166,12 +168,13 @@ def answer(
     inputs = np.empty((rows, codebooks * dim), np.float32)
     matmul(hidden, weights.inputs, inputs)
     keys = np.empty((depth, rows, heads, codebooks, dim // heads), np.float32)
-    values = np.empty_like(keys)
+    values = np.empty((depth, rows, heads, codebooks, dim // heads), np.float32)
     x, normed = np.empty((rows, dim), np.float32), np.empty((rows, dim), np.float32)
     branch, mixed = np.empty((rows, dim), np.float32), np.empty((rows, dim), np.float32)
     packed = np.empty((rows, 3 * dim), np.float32)
     for codebook in range(codebooks):
-        x[:] = inputs[:, codebook * dim : (codebook + 1) * dim]
+        for row in range(rows):
+            copy(x[row], inputs[row, codebook * dim :])
         add_entries(x, weights.tables, weights.starts[codebook], tokens[:, codebook])
         for index in range(depth):
             layer = codebook * depth + index
@@ -179,7 +182,7 @@ def answer(
             matmul(normed, layers.in_proj[layer], packed)
             depth_attend(packed, keys[index], values[index], codebook, mixed)
             matmul(mixed, layers.out_proj[layer], branch)
-            x += branch
+            add(x, branch)
             feed_forward(x, normed, branch, layers, layer)
         scores = logits[codebook % logits.shape[0]]
         matmul(x, weights.heads[codebook], scores)

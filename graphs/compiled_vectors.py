@@ -304,8 +304,8 @@ def _rounded(builder: Any, floats: Any) -> Any:
 
 
 # Eight rows of 32 columns keep 16 sums in registers, beside which the widening of weights costs nothing.
-tile_8x32, tile_4x32, tile_2x32, tile_1x32 = _tile(8, WIDE), _tile(4, WIDE), _tile(2, WIDE), _tile(1, WIDE)
-tile_8x16, tile_4x16, tile_2x16, tile_1x16 = _tile(8, NARROW), _tile(4, NARROW), _tile(2, NARROW), _tile(1, NARROW)
+tile_8x32, tile_4x32, tile_1x32 = _tile(8, WIDE), _tile(4, WIDE), _tile(1, WIDE)
+tile_8x16, tile_1x16 = _tile(8, NARROW), _tile(1, NARROW)
 score_eight, score_one = _scores(_KEYS_AT_ONCE), _scores(1)
 mix_one_load, mix_two_loads, mix_four_loads = _mix(1), _mix(2), _mix(4)
 keep: Callable[..., None] = cast(Any, intrinsic(_keep))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +21,7 @@ from graphs.kv_cache import KEY_BLOCK, Span
 from graphs.sampling import HostSampler, SamplingRows, kth_largest, row_keys
 from models.config import LMConfig
 
+ROOT = Path(__file__).parents[3]
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -97,3 +104,31 @@ def test_given_tokens_stay_and_negative_logits_are_ordered() -> None:
     tokens = np.array([-2, 17, -2])
     draw_rows(logits, rows.text_temperature, rows.text_top_k, row_keys(rows), 0, tokens)
     assert tokens.tolist() == [int(logits[0].argmax()), 17, int(logits[2].argmax())]
+
+
+def test_what_is_kept_on_disk_is_dropped_when_a_function_it_contains_changes(tmp_path: Path) -> None:
+    """ELU contains `exp`, which is another file's: numba itself would not notice."""
+    for package in ("graphs", "models"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import numpy as np; from graphs.compiled_codec_layers import elu; y = np.zeros(1, np.float32);"
+        "elu(y, 0, -np.ones(1, np.float32), 0, 1); print(y[0])"
+    )
+
+    def elu_of_minus_one() -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return float(done.stdout)
+
+    assert elu_of_minus_one() == pytest.approx(np.exp(-1.0) - 1.0)
+    source = tmp_path / "graphs" / "compiled.py"
+    changed = source.read_text().replace("y = y * part + np.float32(1.0)\n", "y = y * part + np.float32(3.0)\n")
+    assert changed != source.read_text()
+    source.write_text(changed)
+    assert elu_of_minus_one() > 0.0
