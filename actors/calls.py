@@ -89,6 +89,10 @@ class Calls:
         try:
             if call.continued:
                 pasts = Pasts(call.journal.past(), *call.journal.codec_pasts())
+                # Known before the stages are asked: another call's turn may finish this one's stream while the last of
+                # them is still being opened.
+                streams = {"encoder": pasts.encoder, "decoder": pasts.decoder}
+                call.rebuilding = {stage for stage, past in streams.items() if len(past.rows)}
             prompt, exact = await self._stages.open(
                 call.session, call.tenancy, call.lease.slot, asked.spec, asked.tenant, pasts
             )
@@ -99,9 +103,6 @@ class Calls:
             return
         call.prompt = prompt
         call.exact = call.exact and exact
-        if pasts is not None:
-            streams = {"encoder": pasts.encoder, "decoder": pasts.decoder}
-            call.rebuilding = {stage for stage, past in streams.items() if len(past.rows)}
         self._become_ready(call)
         self.loops.work_waits()
 
