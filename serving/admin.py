@@ -44,7 +44,7 @@ class JournalReader:
         """Epoch, replica and the frames from `first` on. Raises UnknownSession, ReplicaLost."""
         own = self._hub.find(session)
         if own is not None:
-            home = own.tenure.home
+            home = own.residence.home
             return journal_view(own.journal, own.epoch, "" if home is None else home.replica, first)
         grant = await self._router.locate(session)
         if grant is None:
@@ -160,17 +160,17 @@ def authorize(request: Request, tenants: Tenants) -> None:
 
 
 def _conversation_view(conversation: Conversation) -> dict[str, Any]:
-    tenure, home = conversation.tenure, conversation.tenure.home
+    residence, home = conversation.residence, conversation.residence.home
     return {
         "session": conversation.session,
         "epoch": conversation.epoch,
         "tenant": conversation.holding.tenant.name,
         "replica": None if home is None else home.replica,
-        "settled": tenure.settled,
+        "settled": residence.settled,
         "parked": conversation.parked,
         "frames_heard": conversation.frames_sent,
         "frames_answered": conversation.frames_answered,
-        "recoveries": tenure.recoveries,
-        "moves": tenure.moves,
-        "exact": tenure.exact,
+        "recoveries": residence.recoveries,
+        "moves": residence.moves,
+        "exact": residence.exact,
     }

@@ -1,6 +1,6 @@
 """One live conversation as its ingress sees it: numbering, pace, bounds, journal; what a protocol handler talks to.
 
-Where it is computed is its tenure's business (serving/tenure.py): homes die and are left, and what shows of it here is
+Where it is computed is its residence's business (serving/residence.py): homes die and are left, and what shows of it here is
 a pause at most.
 """
 
@@ -20,10 +20,10 @@ from serving.home import MAX_IN_FLIGHT, Home, TrunkPort
 from serving.output_queue import SILENT, CatchUp, OutputQueue
 from serving.pace import Pace
 from serving.relocation import TrunkSource
+from serving.residence import Residence
 from serving.resume import Adopted, Missed, Replay
 from serving.settings import FRAME_S, ServeSettings
 from serving.telemetry import ConversationTrace
-from serving.tenure import Tenure
 
 __all__ = ["MAX_IN_FLIGHT", "Conversation", "TrunkPort", "TrunkSource"]
 
@@ -44,7 +44,7 @@ class Conversation:
     ) -> None:
         self.journal = journal
         self.holding = holding
-        self.tenure = Tenure(self, journal, holding, trunks, clock, settings.recovery_s, codec_s)
+        self.residence = Residence(self, journal, holding, trunks, clock, settings.recovery_s, codec_s)
         self.first_frame = 0  # that this client is to get; those before it have been another's, or its own before
         self.left = asyncio.Event()  # set by the hub: nothing is left of it
         self._settings = settings
@@ -122,7 +122,7 @@ class Conversation:
         self._raise_if_over()
         self._last_input_s = self._clock.now()
         self.journal.heard(self.journal.heard_frames, pcm)  # before it enters the trunk: there it may be lost
-        self.tenure.feed()
+        self.residence.feed()
 
     async def frames(self) -> AsyncIterator[FrameOut]:
         """The agent's frames in order; one whose pcm is empty lost its audio to a slow reader, or is too old to be
@@ -155,7 +155,7 @@ class Conversation:
     def start(self, home: Home) -> None:
         """Begin in this slot."""
         self._trace.start("prefill")
-        self.tenure.begin(home)
+        self.residence.begin(home)
 
     def go_on(self, adopted: Adopted, missed: Missed) -> None:
         """Go on in a slot that was another ingress's, or this one's, until its client was lost."""
@@ -164,7 +164,7 @@ class Conversation:
         self._queue = self._new_queue()
         self._replay = Replay(self.first_frame, end)
         self._unheard = 0 if missed.replay else end
-        self.tenure.take_over(adopted.home, self.first_frame, adopted.messages)
+        self.residence.take_over(adopted.home, self.first_frame, adopted.messages)
 
     def fail(self, error: ServingError) -> None:
         """End the conversation against its user's wish; only the first reason counts."""
@@ -175,7 +175,7 @@ class Conversation:
     def end(self) -> None:
         """The handler is done, or will be told so: wake whoever still waits, look for no home any more."""
         self._over.set()
-        self.tenure.end()
+        self.residence.end()
         self.wake()
 
     def park(self) -> None:
@@ -188,7 +188,7 @@ class Conversation:
 
     def desert(self) -> None:
         """When this ingress lets go of it, let the slot wait at its replica for a client that holds a token."""
-        self._deserted = self.holding.resumable and self.tenure.home is not None
+        self._deserted = self.holding.resumable and self.residence.home is not None
 
     async def over_within(self, seconds: float) -> None:
         """Wait until the conversation is over, at most so long."""
@@ -200,11 +200,11 @@ class Conversation:
     def leave(self) -> None:
         """End, and let go of the slot at the replica."""
         self.end()
-        self.tenure.leave(desert=self._deserted)
+        self.residence.leave(desert=self._deserted)
 
     async def give_back(self) -> None:
         """After `leave`: give the router what is its own, unless somebody is to take it over."""
-        await self.tenure.left()
+        await self.residence.left()
         if not self._deserted:
             await self.holding.give_back(opened=True)
 
@@ -221,7 +221,7 @@ class Conversation:
             except TimeoutError:
                 continue  # look again: audio may have come meanwhile
 
-    # What its tenure says
+    # What its residence says
 
     def begun(self, ready: Ready) -> None:
         if self._ready is None:
@@ -280,7 +280,7 @@ class Conversation:
     @property
     def _most_unanswered(self) -> int:
         """A replica that lags holds its client back; during a recovery the client is heard all the same."""
-        if self.tenure.settled and not self._late.catching_up:
+        if self.residence.settled and not self._late.catching_up:
             return MAX_IN_FLIGHT
         return MAX_IN_FLIGHT + round(self._settings.recovery_s / FRAME_S)
 

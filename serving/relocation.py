@@ -37,7 +37,7 @@ from serving.home import Home, TrunkPort
 from serving.routing import Grant
 
 if TYPE_CHECKING:
-    from serving.tenure import Tenure
+    from serving.residence import Residence
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Relocation:
     """One run from wherever the conversation is to a home of its own. `run` is a task; it fails the conversation
     if there is no way, and leaves nothing behind when it is cancelled."""
 
-    def __init__(self, call: Tenure, holding: Holding, trunks: TrunkSource, clock: Clock, recovery_s: float) -> None:
+    def __init__(self, call: Residence, holding: Holding, trunks: TrunkSource, clock: Clock, recovery_s: float) -> None:
         self.next: Home | None = None
         self.holds = False  # no frame may go to the old home: the journal is to stand still
         self._call = call

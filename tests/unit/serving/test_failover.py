@@ -70,11 +70,11 @@ async def test_a_conversation_outlives_its_replica() -> None:
         await caller.say(30)
         world.replicas["r0"].die()
         await caller.say(30)
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r1"
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r1"
         assert len(caller.heard) == 60
         caller.assert_undisturbed()
-        assert caller.conversation.tenure.recoveries == 1
+        assert caller.conversation.residence.recoveries == 1
         (opened,) = world.replicas["r1"].opened
         assert opened.journal_bytes > 0
 
@@ -143,8 +143,8 @@ async def test_a_second_death_while_it_is_being_rebuilt() -> None:
         assert world.replicas["r1"].inbox
         world.replicas["r1"].die()
         await caller.say(20)
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r2"
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r2"
         caller.assert_undisturbed()
         assert len(caller.heard) == 60
 
@@ -199,8 +199,8 @@ async def test_a_replica_of_an_old_build_takes_nobody_over() -> None:
         await caller.say(30)
         world.replicas["r0"].die()
         await caller.say(30)
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r2"
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r2"
         assert not world.replicas["r1"].inbox
         caller.assert_undisturbed()
 
@@ -213,7 +213,7 @@ async def test_other_numerics_go_on_flagged() -> None:
         world.replicas["r0"].die()
         await caller.say(10)
         assert len(caller.heard) == 40
-        assert not caller.conversation.tenure.exact
+        assert not caller.conversation.residence.exact
         assert caller.conversation.journal.numerics_id == "other"
 
 
@@ -228,7 +228,7 @@ async def test_a_gap_in_the_answers_is_a_home_lost() -> None:
         world.replicas["r0"].flush()
         caller.said = 12
         await caller.say(10)
-        assert caller.conversation.tenure.recoveries == 1
+        assert caller.conversation.residence.recoveries == 1
         caller.assert_undisturbed()
         assert len(caller.heard) == 22
 
@@ -238,10 +238,10 @@ async def test_a_replica_that_needs_what_is_not_kept_is_a_home_lost() -> None:
     async with calling(world) as caller:
         await caller.say(10)
         conversation = caller.conversation
-        assert conversation.tenure.home is not None
-        conversation.tenure.deliver(conversation.tenure.home, Need(FrameKey(conversation.session, 1, 12), 12))
+        assert conversation.residence.home is not None
+        conversation.residence.deliver(conversation.residence.home, Need(FrameKey(conversation.session, 1, 12), 12))
         await caller.say(10)
-        assert conversation.tenure.recoveries == 1
+        assert conversation.residence.recoveries == 1
         caller.assert_undisturbed()
 
 
@@ -257,9 +257,9 @@ async def test_a_move_is_not_noticed() -> None:
             before = len(caller.heard)
             await caller.say(1)
             assert len(caller.heard) > before  # not one frame is late
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r1"
-        assert caller.conversation.tenure.moves == 1
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r1"
+        assert caller.conversation.residence.moves == 1
         assert not world.replicas["r0"].held
         caller.assert_undisturbed()
         assert all(len(frame.pcm) for frame in caller.heard)
@@ -271,7 +271,7 @@ async def test_who_says_nothing_is_moved_too() -> None:
         await caller.say(3)
         world.replicas["r0"].ask_to_move()
         await world.run()
-        assert caller.conversation.tenure.moves == 1
+        assert caller.conversation.residence.moves == 1
         await caller.say(3)
         caller.assert_undisturbed()
 
@@ -288,8 +288,8 @@ async def test_a_home_that_dies_during_a_move_hands_over_to_the_next() -> None:
         world.replicas["r0"].die()
         await caller.say(20)
         assert len(world.replicas["r1"].opened) == 1
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r1"
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r1"
         caller.assert_undisturbed()
         assert len(caller.heard) == 50
 
@@ -304,13 +304,13 @@ async def test_a_next_home_that_dies_costs_nothing() -> None:
             await asyncio.sleep(0)
         world.replicas["r1"].die()
         await caller.say(10)
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r0"
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r0"
         assert world.router.pending == {}
         world.router.seen_dead.add("r1")
         world.replicas["r0"].ask_to_move()  # as it does every second
         await caller.say(10)
-        assert caller.conversation.tenure.home.replica == "r2"
+        assert caller.conversation.residence.home.replica == "r2"
         caller.assert_undisturbed()
 
 
@@ -321,9 +321,9 @@ async def test_a_next_home_that_says_something_else_is_not_believed() -> None:
         await caller.say(30)
         world.replicas["r0"].ask_to_move()
         await caller.say(10)
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r0"
-        assert caller.conversation.tenure.differs
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r0"
+        assert caller.conversation.residence.differs
         caller.assert_undisturbed()
 
 
@@ -334,9 +334,9 @@ async def test_a_move_to_other_numerics_has_one_voice_at_a_time() -> None:
         await caller.say(30)
         world.replicas["r0"].ask_to_move()
         await caller.say(10)
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r1"
-        assert not caller.conversation.tenure.exact
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r1"
+        assert not caller.conversation.residence.exact
         assert [frame.key.frame for frame in caller.heard] == list(range(40))
 
 
@@ -358,11 +358,11 @@ async def test_a_commit_is_repeated_while_the_router_is_away() -> None:
         world.router.away = True
         world.replicas["r0"].ask_to_move()
         await caller.say(20)
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r0"
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r0"
         world.router.away = False
         await caller.say(5)
-        assert caller.conversation.tenure.home.replica == "r1"
+        assert caller.conversation.residence.home.replica == "r1"
         caller.assert_undisturbed()
 
 
@@ -389,8 +389,8 @@ async def test_a_move_that_has_run_out_is_given_up() -> None:
         world.router.commits_refused = True
         world.replicas["r0"].ask_to_move()
         await caller.say(10)
-        assert caller.conversation.tenure.home is not None
-        assert caller.conversation.tenure.home.replica == "r0"
+        assert caller.conversation.residence.home is not None
+        assert caller.conversation.residence.home.replica == "r0"
         assert not world.replicas["r1"].held
         caller.assert_undisturbed()
 
@@ -400,15 +400,15 @@ async def test_what_comes_late_from_a_home_that_was_left_changes_nothing() -> No
     async with calling(world) as caller:
         await caller.say(10)
         conversation = caller.conversation
-        old = conversation.tenure.home
+        old = conversation.residence.home
         assert old is not None
         world.replicas["r0"].die()
         await caller.say(5)
         answer = caller.heard[-1]
-        conversation.tenure.deliver(old, answer)
-        conversation.tenure.deliver(old, Failed(conversation.session, 1, "engine_lost", "late"))
+        conversation.residence.deliver(old, answer)
+        conversation.residence.deliver(old, Failed(conversation.session, 1, "engine_lost", "late"))
         await caller.say(5)
-        assert conversation.tenure.recoveries == 1
+        assert conversation.residence.recoveries == 1
         caller.assert_undisturbed()
         assert len(caller.heard) == 20
 

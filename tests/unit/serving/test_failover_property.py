@@ -138,7 +138,7 @@ class Story:
             await self.world.pass_time(0.2)
         await self.world.pass_time(2.0)
         assert self.error is None
-        assert conversation.tenure.settled
+        assert conversation.residence.settled
         assert len(self.heard) == self._said > 0
         assert [frame.key.frame for frame in self.heard] == list(range(self._said))
         assert [frame.text_token for frame in self.heard] == undisturbed(self._said)

@@ -119,7 +119,7 @@ class Site:
             stage.errors["step"] = RuntimeError("the actor died")
 
     def home_of(self, conversation: Conversation) -> str:
-        home = conversation.tenure.home
+        home = conversation.residence.home
         assert home is not None
         return home.replica
 
@@ -212,7 +212,7 @@ async def test_it_outlives_two_engines() -> None:
             await caller.say(30)
             there.lose_engine(there.home_of(caller.conversation))
             await caller.say(30)
-            assert caller.conversation.tenure.recoveries == 2
+            assert caller.conversation.residence.recoveries == 2
         assert caller.tokens() == quiet.tokens()
         heard = [(mine, theirs) for mine, theirs in zip(caller.sounds(), quiet.sounds(), strict=True) if mine]
         assert len(heard) > 60
@@ -229,7 +229,7 @@ async def test_it_outlives_a_whole_replica() -> None:
             for connection in list(host._trunk._server.connections):  # type: ignore[union-attr] # a killed process's end
                 connection.transport.abort()
             await caller.say(30)
-            assert caller.conversation.tenure.recoveries == 1
+            assert caller.conversation.residence.recoveries == 1
         assert caller.tokens() == quiet.tokens()
 
 
@@ -246,11 +246,11 @@ async def test_a_drain_is_not_heard(calls: int) -> None:
             await asyncio.gather(*(caller.say(50) for caller in callers))
             assert all(there.home_of(caller.conversation) != former for caller in callers)
             assert not there.replicas[former].busy
-            assert all(caller.conversation.tenure.recoveries == 0 for caller in callers)
+            assert all(caller.conversation.residence.recoveries == 0 for caller in callers)
         for caller in callers:
             assert caller.tokens() == quiet.tokens()
             assert caller.sounds() == quiet.sounds()
-            assert caller.conversation.tenure.moves == 1
+            assert caller.conversation.residence.moves == 1
 
 
 async def test_it_is_resumed_at_another_ingress_after_the_first_has_died() -> None:
@@ -262,7 +262,7 @@ async def test_it_is_resumed_at_another_ingress_after_the_first_has_died() -> No
         await conversation.ready()
         caller = Caller(conversation)
         await caller.say(40)
-        conversation.tenure.end()  # its process is gone, and says nothing more to anybody
+        conversation.residence.end()  # its process is gone, and says nothing more to anybody
         await there.pools[0].close()
         resuming = second.resume(Ticket(conversation.session, 0), TENANT, "test", Missed(have=35, replay=True))
         async with asyncio.timeout(10):

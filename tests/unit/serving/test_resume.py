@@ -88,7 +88,7 @@ async def test_it_is_recovered_after_a_resumption_as_before() -> None:
     world.replicas["r0"].die()
     heard += await talk(world, conversation, 10)
     assert [frame.text_token for frame in heard] == undisturbed(60)
-    assert conversation.tenure.recoveries == 1
+    assert conversation.residence.recoveries == 1
     await resuming.__aexit__(None, None, None)
     await hub.close()
     await world.assert_nothing_is_left()

@@ -43,7 +43,7 @@ _CLIENTS_OWN = (BadRequest, ClientFault, Unauthorized)  # what another replica w
 
 
 class Speaker(Protocol):
-    """The conversation, as its tenure knows it."""
+    """The conversation, as its residence knows it."""
 
     def begun(self, ready: Ready) -> None:
         """A home wants frames: the first one, or another one after a loss."""
@@ -67,7 +67,7 @@ class Speaker(Protocol):
         """Until something changes."""
 
 
-class Tenure:
+class Residence:
     """The homes of one conversation, one after the other, and at most one that is being prepared."""
 
     def __init__(
