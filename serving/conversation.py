@@ -1,7 +1,7 @@
 """One live conversation as its ingress sees it: numbering, pace, bounds, journal; what a protocol handler talks to.
 
-Where it is computed is its residence's business (serving/residence.py): homes die and are left, and what shows of it here is
-a pause at most.
+Where it is computed is its residence's business (serving/residence.py): homes die and are left, and what shows of it
+here is a pause at most.
 """
 
 from __future__ import annotations
