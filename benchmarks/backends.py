@@ -34,7 +34,8 @@ def candidates() -> list[Candidate]:
     """What this machine can run."""
     attentions, linears = ["ours"], ["ours", "onednn"]
     if available():
-        attentions, linears = ["ours", "vllm"], ["ours", "onednn", "vllm", "vllm-int8"]
+        attentions, linears = ["ours"], ["ours", "onednn", "vllm", "vllm-int8"]
+        return [*product(attentions, linears), ("vllm", "ours"), ("vllm", "vllm")]
     return list(product(attentions, linears))
 
 
@@ -44,7 +45,7 @@ def measure(model: LanguageModel, slots: int, contexts: Sequence[int], kinds: Se
     for attention, linear in kinds:
         chosen = Backends(step="compiled", attention=attention, linear=linear)
         cache = make_cache(model.config, slots + 1, DEFAULT_TILE, device=CPU, dtype=model.dtype, backend=chosen)
-        steps[attention, linear] = FrameStep(model, cache, linear=linear)
+        steps[attention, linear] = FrameStep(model, cache, backends=chosen)
     columns: list[Callable[[FrameStep], float]] = [
         *(lambda step, held=held: measure_step(step, model, slots, held) for held in contexts),
         lambda step: measure_step(step, model, slots, contexts[-1], DEFAULT_TILE),

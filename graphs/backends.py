@@ -95,6 +95,8 @@ def make_cache(
     if chosen.paged:
         pages = pool_size(slots, round_up(config.window + tile, KEY_BLOCK) // KEY_BLOCK, chosen.kv_overcommit)
     if chosen.step.startswith("static"):
+        if chosen.attention == "vllm" and pages is None:  # it reads pages: as many as rings in one piece would have
+            pages = pool_size(slots, round_up(config.window + tile, KEY_BLOCK) // KEY_BLOCK, 1.0)
         stored = FP8 if chosen.kv_dtype == "fp8" else None
         return RingCache(config, slots, tile, device=device, dtype=dtype, stored=stored, pages=pages)
     stored = torch.bfloat16 if chosen.kv_dtype == "bfloat16" else dtype

@@ -112,7 +112,7 @@ class ConversationEngine:
 
     @property
     def overcommitted(self) -> bool:
-        return self.slot_engine.cache.pool is not None
+        return self.backends.paged
 
     def make_room(self, slots: Sequence[int]) -> tuple[int, ...]:
         """See SlotEngine.make_room."""

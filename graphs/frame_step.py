@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from graphs.attention import ROW_PAD
+from graphs.backends import Backends
 from graphs.kv_cache import KVCache, Span, round_up
 from graphs.sampling import SamplingRows, make_sampler
 from graphs.stages import Sampling
@@ -59,14 +60,14 @@ class FrameStep:
         *,
         fixed_rows: int = 0,
         fixed_emits: int = 0,
-        linear: str = "ours",
+        backends: Backends | None = None,
     ) -> None:
         """fixed_rows, fixed_emits: pad every step to these counts, 0 to fours. A WholeStep has counts of its own.
 
-        linear: whose products, see graphs.step_model.step_model.
+        backends: whose products and attention; None is ours.
         """
         self._cache = cache
-        self._model = step_model(model, cache, linear)
+        self._model = step_model(model, cache, backends)
         self._fixed_rows = fixed_rows
         self._fixed_emits = fixed_emits
         self.probe: LogitsProbe | None = None

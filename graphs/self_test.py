@@ -8,9 +8,8 @@ that two equal machines choose the same, or their conversations could not move b
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from graphs.backends import Backends, make_cache, resolve
 from graphs.kv_cache import KVCache
 from graphs.spans import Span
+from graphs.trial import Trial, median_ms
 from models.config import LMConfig
 from models.lm import LanguageModel
 
@@ -27,36 +27,6 @@ log = logging.getLogger(__name__)
 # Relative, of the rows' norm. bf16 rounds its inputs and its result: 0.002 to 0.004 were measured; int8 0.01 to 0.013.
 PRODUCT_BOUNDS = {"onednn": 0.01, "vllm": 0.01, "vllm-int8": 0.03, "vllm-fp8": 0.06}
 ATTENTION_BOUND = 0.02
-MARGIN = 1.2  # times faster than ours: what a busy machine does not feign
-_TRIES = 15
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What became of one kernel. error: relative; times in ms of what a step with all slots live calls."""
-
-    name: str
-    error: float
-    bound: float
-    stable: bool
-    ours_ms: float
-    theirs_ms: float
-
-    @property
-    def right(self) -> bool:
-        return self.error <= self.bound  # and not for NaN
-
-    @property
-    def pays(self) -> bool:
-        return self.right and self.stable and self.theirs_ms * MARGIN <= self.ours_ms
-
-    def __str__(self) -> str:
-        verdict = "right" if self.right else "WRONG"
-        bits = "stable" if self.stable else "bits depend on company"
-        return (
-            f"{self.name}: error {self.error:.4f} of {self.bound:g} allowed ({verdict}), {bits}, "
-            f"{self.theirs_ms:.3f} ms beside our {self.ours_ms:.3f}"
-        )
 
 
 def settle(wanted: Backends, model: LanguageModel, slots: int, tile: int) -> Backends:
@@ -68,8 +38,12 @@ def settle(wanted: Backends, model: LanguageModel, slots: int, tile: int) -> Bac
     chosen = resolve(wanted, config, device, model.dtype)
     if chosen.attention == chosen.linear == "ours":
         return chosen
+    if device.type == "cuda" and chosen.step == "static":
+        return _settled_on_cuda(chosen, model, slots, tile)
     if chosen.step != "compiled":
-        _refuse_any(chosen, "other kernels serve the compiled step, on a CPU with numba")
+        _refuse_any(
+            chosen, "other kernels serve the compiled step (a CPU with numba) and the captured one (CUDA with triton)"
+        )
         return replace(chosen, attention="ours", linear="ours")
     attention, steady = _settled(
         "attention", wanted.attention, ["vllm"], lambda _: try_attention(config, slots, tile, chosen)
@@ -78,6 +52,26 @@ def settle(wanted: Backends, model: LanguageModel, slots: int, tile: int) -> Bac
     weights = [weight.detach() for weight in _weights_of(layer)]
     names = ["vllm", "onednn"] if wanted.linear == "auto" else [wanted.linear]
     linear, still = _settled("linear", wanted.linear, names, lambda name: try_products(name, weights, slots))
+    return replace(chosen, attention=attention, linear=linear, stable=steady and still)
+
+
+def _settled_on_cuda(chosen: Backends, model: LanguageModel, slots: int, tile: int) -> Backends:
+    from graphs import vllm_cuda
+
+    layer = [weight.detach() for weight in _weights_of(model.transformer.layers[0])]
+    attention, steady = _settled(
+        "attention",
+        chosen.attention,
+        ["vllm"] if chosen.kv_dtype != "fp8" else [],
+        lambda _: vllm_cuda.try_attention(model.config, slots, tile, model.device, model.dtype, ATTENTION_BOUND),
+    )
+    # In fp8 the answers are others than in bf16: never unasked.
+    linear, still = _settled(
+        "linear",
+        "ours" if chosen.linear == "auto" else chosen.linear,
+        [chosen.linear],
+        lambda name: vllm_cuda.try_products(name, layer, slots, PRODUCT_BOUNDS["vllm-fp8"]),
+    )
     return replace(chosen, attention=attention, linear=linear, stable=steady and still)
 
 
@@ -142,7 +136,7 @@ def try_products(name: str, weights: Sequence[Tensor], slots: int) -> Trial:
             )
         for i, product in enumerate(pair):
             given = given_rows(product, x[:slots])
-            spent[i] += _median_ms(lambda product=product, given=given: product(given))  # type: ignore[misc] # bound now
+            spent[i] += median_ms(lambda product=product, given=given: product(given))  # type: ignore[misc] # bound now
     return Trial(name, error, PRODUCT_BOUNDS.get(name, ATTENTION_BOUND), stable, *spent)
 
 
@@ -215,7 +209,7 @@ def try_attention(config: LMConfig, slots: int, tile: int, chosen: Backends) -> 
     # Time: as many rows as slots, each over a full window; the keys of four rings stand for those of all.
     live = [Span(i, 1, i % len(held), held[-1] + i // len(held)) for i in range(slots)]
     timed = rows(slots)
-    spent = [_median_ms(lambda cache=cache: _attend(cache, live, timed)) for cache in rings]  # type: ignore[misc]
+    spent = [median_ms(lambda cache=cache: _attend(cache, live, timed)) for cache in rings]  # type: ignore[misc]
     return Trial("vllm", error, ATTENTION_BOUND, stable, *spent)
 
 
@@ -233,14 +227,3 @@ def _attend(cache: KVCache, spans: Sequence[Span], given: tuple[Tensor, Tensor, 
 def _part(given: tuple[Tensor, Tensor, Tensor], span: Span) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (tensor[span.start : span.start + span.count] for tensor in given)
     return q, k, v
-
-
-def _median_ms(run: Callable[[], object]) -> float:
-    for _ in range(3):
-        run()
-    took = []
-    for _ in range(_TRIES):
-        started = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - started)
-    return sorted(took)[_TRIES // 2] * 1e3

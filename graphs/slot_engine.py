@@ -17,7 +17,7 @@ from graphs.backends import Backends, make_cache
 from graphs.conversation import Conversation, Fill, check_past
 from graphs.frame_step import GENERATED, Emit, FrameStep, Override
 from graphs.kv_cache import Span
-from graphs.kv_pressure import RESERVE_S, KVPressure, PressurePolicy
+from graphs.kv_pressure import KVPressure, PressurePolicy
 from graphs.page_keeper import PageKeeper
 from graphs.paging import OutOfPages
 from graphs.prefill_budget import LEAST_ROWS, PrefillBudget, share
@@ -95,6 +95,7 @@ class SlotEngine:
         if spares is None or anchors is None:
             spares = spare_rings(slots, anchors)
         rings = slots + spares
+        chosen = backend if isinstance(backend, Backends) else Backends(step=backend)
         self.cache = make_cache(model.config, rings, tile, device=model.device, dtype=model.dtype, backend=backend)
         fixed = model.device.type == "cuda"
         self.frame_step = FrameStep(
@@ -102,7 +103,7 @@ class SlotEngine:
             self.cache,
             fixed_rows=slots + tile if fixed else 0,
             fixed_emits=slots if fixed else 0,
-            linear=backend.linear if isinstance(backend, Backends) else "ours",
+            backends=chosen,
         )
         self._budget = budget
         self._prefixes = prefixes if prefixes is not None else PrefixCache(0)
@@ -110,9 +111,8 @@ class SlotEngine:
         self._prefilling: list[int] = []  # in order of arrival
         self._rings = list(range(rings))  # free ones
         self._pages: PageKeeper | None = None
-        if self.cache.pool is not None:
-            reserve_s = backend.kv_reserve_s if isinstance(backend, Backends) else RESERVE_S
-            policy = PressurePolicy(self.cache.blocks, reserve_s)
+        if self.cache.pool is not None and chosen.paged:
+            policy = PressurePolicy(self.cache.blocks, chosen.kv_reserve_s)
             self._pages = PageKeeper(self.cache.pool, policy, self._open, self._take_rings_of)
         self.anchors_done = 0
         self.anchors_late = 0  # those that made a step longer, because no spare ring was free before

@@ -10,10 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from graphs.cuda_step import StaticStep
+from graphs.backends import Backends
+from graphs.cuda_step import StaticStep, default_ops
 from graphs.kv_cache import KVCache, Span
 from graphs.ring_cache import RingCache
 from graphs.step_inputs import Draws
+from graphs.step_ops import StepOps
 from models.lm import DepthPass, LanguageModel
 
 LogitsProbe = Callable[[Tensor, Tensor], None]  # text [emits, card] and audio [emits, 8, card], fp32
@@ -100,13 +102,14 @@ class TorchModel:
         return DepthPass(self._model, hidden)
 
 
-def step_model(model: LanguageModel, cache: KVCache, linear: str = "ours") -> StepModel | WholeStep:
+def step_model(model: LanguageModel, cache: KVCache, backends: Backends | None = None) -> StepModel | WholeStep:
     """The implementation that goes with a cache's layout and the chosen products (see graphs.backends).
 
     Raises ValueError for products that there are not, ImportError for a library that is not there.
     """
+    attention, linear = ("ours", "ours") if backends is None else (backends.attention, backends.linear)
     if isinstance(cache, RingCache):
-        return StaticStep(model, cache)
+        return StaticStep(model, cache, _other_ops(model, cache, attention, linear))
     layout = type(cache).__name__  # by name: their modules need numba, which may not be there
     if layout == "VllmBlockCache" or (layout == "CompiledCache" and linear != "ours"):
         from graphs.mixed_step import MixedModel
@@ -119,3 +122,16 @@ def step_model(model: LanguageModel, cache: KVCache, linear: str = "ours") -> St
         assert isinstance(cache, CompiledCache)
         return CompiledModel(model, cache)
     return TorchModel(model, cache)
+
+
+def _other_ops(model: LanguageModel, cache: RingCache, attention: str, linear: str) -> StepOps | None:
+    """vLLM's kernels around ours, None where nobody has chosen them."""
+    if attention != "vllm" and linear != "vllm-fp8":
+        return None
+    from graphs.vllm_cuda import VllmOps, kernels
+
+    base = default_ops(model, cache)
+    found = kernels(model.device)
+    return VllmOps(
+        base, cache, model.config.num_heads, found, attention=attention == "vllm", linear=linear == "vllm-fp8"
+    )

@@ -50,6 +50,10 @@ class StepOps(Protocol):
         """packed q, k, v [n, 3 · dim] → rotated, written into the cache, attended: [n, dim]."""
         ...
 
+    def store(self, layer: int, packed: Tensor, rows: Tensor, turn: Turn) -> Tensor:
+        """The first half of `attend`: writes the rows' keys and values; returns their rotated queries [n, dim]."""
+        ...
+
     def depth_attend(self, packed: Tensor, codebook: int, heads: int) -> Tensor:
         """packed [8, n, 3 · dim], filled up to `codebook` → [n, dim]."""
         ...
@@ -91,9 +95,7 @@ class TorchOps:
     def attend(self, layer: int, packed: Tensor, rows: Tensor, blocks: Tensor, turn: Turn) -> Tensor:
         cache, count = self._cache, len(packed)
         slots, position = rows[:, SLOT].long(), rows[:, POSITION].long()
-        q, k, v = packed.view(count, 3, self._heads, -1).unbind(1)
-        q, k = rotate(q, turn), rotate(k, turn)
-        self._store(layer, position >= 0, slots, position % cache.capacity, k, v)
+        q = self.store(layer, packed, rows, turn).view(count, self._heads, -1)
         keys, values = self._rings(layer, slots)
         index = torch.arange(cache.capacity, device=packed.device)
         behind = (position[:, None] - index) % cache.capacity
@@ -102,6 +104,13 @@ class TorchOps:
         shares = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
         shares = torch.where(position[:, None, None] >= 0, shares, 0.0)  # padding sees nothing, which is NaN
         return (shares.unsqueeze(2) @ values).reshape(count, -1).to(packed.dtype)
+
+    def store(self, layer: int, packed: Tensor, rows: Tensor, turn: Turn) -> Tensor:
+        """The first half of `attend`: writes keys and values, returns the rotated queries [n, dim]."""
+        slots, position = rows[:, SLOT].long(), rows[:, POSITION].long()
+        q, k, v = packed.view(len(packed), 3, self._heads, -1).unbind(1)
+        self._store(layer, position >= 0, slots, position % self._cache.capacity, rotate(k, turn), v)
+        return rotate(q, turn).flatten(1)
 
     def _store(self, layer: int, live: Tensor, slots: Tensor, ring: Tensor, k: Tensor, v: Tensor) -> None:
         stretches, places = slots[live], ring[live]

@@ -38,6 +38,10 @@ class TritonOps:
     def attend(self, layer: int, packed: Tensor, rows: Tensor, blocks: Tensor, turn: Turn) -> Tensor:
         return self._attention(layer, packed, rows, SLOT, blocks, turn)
 
+    def store(self, layer: int, packed: Tensor, rows: Tensor, turn: Turn) -> Tensor:
+        """The first half of `attend`: writes keys and values, returns the rotated queries [n, dim]."""
+        return self._attention.store(layer, packed, rows, SLOT, turn)
+
     def depth_attend(self, packed: Tensor, codebook: int, heads: int) -> Tensor:
         return linear_triton.depth_attend(packed, codebook, heads)
 
