@@ -195,6 +195,49 @@ async def test_codes_that_the_decoder_would_die_of_are_refused() -> None:
         assert bench.replica.busy == 1
 
 
+async def test_a_stream_that_is_rebuilt_before_its_call_is_open_counts() -> None:
+    """Another call's rebuild works on it as soon as its own stage has opened, and the other two may still be at it."""
+    (one, _), (two, _) = await held(20), await held(2, session="b")
+    async with Bench(settings=ReplicaSettings(window_s=0.0, rebuild_idle_s=0.0)) as bench:  # a frame a turn
+        first = await rebuilt(bench, one)
+        engine = bench.converse.pause("open", "after")
+        opening = asyncio.create_task(rebuilt(bench, two))
+        await asyncio.wait_for(engine.reached.wait(), 5)
+        while not first.ready:
+            await settle(1)
+        assert not opening.done()
+        engine.go.set()
+        second = await opening
+        await settle()
+        assert second.ready
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_all_of_one_death_are_rebuilt_at_once(seed: int) -> None:
+    rng = random.Random(seed)
+
+    async def scenario() -> None:
+        sessions = "abcd"[: rng.randint(2, 4)]
+        lost = {session: await held(rng.randrange(12), session) for session in sessions}
+        async with Bench(prompt_steps=rng.randint(1, 5), turns=lambda: rng.randrange(6)) as bench:
+            opening = {}
+            for session, (journal, _) in lost.items():
+                opening[session] = asyncio.create_task(rebuilt(bench, journal))
+                await settle(rng.randrange(40))
+            sinks = {session: await task for session, task in opening.items()}
+            async with asyncio.timeout(10):
+                while not all(sink.ready for sink in sinks.values()):
+                    await settle(5)
+            for session, sink in sinks.items():
+                first = sink.ready[0].next_frame
+                await bench.talk(session, range(first, first + 3), epoch=2)
+                await settle()
+                assert heard(lost[session][1]) + heard(sink) == alone(session, first + 3)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("method", ["open", "rebuild"])
 @pytest.mark.parametrize("stage", ["encoder", "decoder"])
