@@ -18,7 +18,7 @@ from training.setup_env import VENV
 app = typer.Typer(
     name="train",
     no_args_is_help=True,
-    help="Train the small demo model: data → codec → gates → freeze → codes → lm → export. Every stage resumes.",
+    help="Train the small demo model: data → hearing → freeze → codes → lm and codec → export. Every stage resumes.",
 )
 
 Minutes = Annotated[float, typer.Option(help="Length of this piece in minutes; 0: until the stage is done.")]
@@ -53,9 +53,15 @@ def data(plan: PlanName = "first", dialogues: Dialogues = 600, workers: int = 2)
 
 
 @app.command()
-def codec(minutes: Minutes = 0.0, threads: Threads = 1) -> None:
-    """Train the codec, or go on with it."""
-    _stage("codec", "--minutes", str(minutes), "--threads", str(threads))
+def hearing(minutes: Minutes = 0.0, threads: Threads = 1) -> None:
+    """Train the codec's encoder, or go on with it."""
+    _stage("hearing", "--minutes", str(minutes), "--threads", str(threads))
+
+
+@app.command()
+def fit(threads: Threads = 1) -> None:
+    """Fit the codebooks to what the encoder hears; until `freeze`, as often as you like."""
+    _stage("fit_codebooks", "--threads", str(threads))
 
 
 @app.command()
@@ -65,16 +71,21 @@ def gates(minutes: Annotated[float, typer.Option(help="Minutes of held-out speec
 
 
 @app.command()
-def freeze(force: Annotated[bool, typer.Option(help="Freeze a codec that has not passed.")] = False) -> None:
-    """Fix the codes as they are now: dialogues are encoded with them, and `train codec` teaches their decoder alone."""
+def freeze(force: Annotated[bool, typer.Option(help="Freeze codes that have not passed.")] = False) -> None:
+    """Fix the codes as they are now: dialogues are encoded with them, and `train codec` teaches their decoder."""
     folder = state_folder() / "codec"
-    verdict = folder / "gates.json"
-    if not force and not (verdict.exists() and json.loads(verdict.read_text(encoding="utf-8"))["passed"]):
-        raise typer.BadParameter("this codec has not passed its gates: `personaplex train gates`, or --force")
+    if not force and not _verdict(state_folder(), "codes_passed"):
+        raise typer.BadParameter("these codes have not passed their gates: `personaplex train gates`, or --force")
     if not (folder / FROZEN).exists():
-        step = json.loads((folder / "state.json").read_text(encoding="utf-8"))["step"]
+        step = json.loads((folder / "state.json").read_text(encoding="utf-8"))["hearing_step"]
         (folder / FROZEN).write_text(f"{step}\n", encoding="utf-8")
-    typer.echo(f"frozen: {folder}. A codec that is training notices when it is started again")
+    typer.echo(f"frozen: {folder}")
+
+
+@app.command()
+def codec(minutes: Minutes = 0.0, threads: Threads = 1) -> None:
+    """Train the codec's decoder, or go on with it."""
+    _stage("codec", "--minutes", str(minutes), "--threads", str(threads))
 
 
 @app.command()
@@ -103,7 +114,7 @@ def everything(
         float, typer.Option(help="Stop after so many minutes; 0: when the language model is done.")
     ] = 0.0,
     threads: Threads = 1,
-    piece: Annotated[float, typer.Option(help="Minutes of codec training between two judgements.")] = 45.0,
+    piece: Annotated[float, typer.Option(help="Minutes of training between two judgements of the codec.")] = 45.0,
 ) -> None:
     """Go on with whatever comes next, stage after stage, until the time is over."""
     end_s = time.monotonic() + minutes * 60 if minutes else float("inf")
@@ -113,13 +124,17 @@ def everything(
         typer.echo(f"next: {stage}")
         if stage == "data":
             data()
-        elif stage == "codec":
-            codec(min(piece, left), threads)
+        elif stage == "hearing":
+            hearing(min(piece, left), threads)
+            fit(threads)
             gates(10.0)
         elif stage == "freeze":
             freeze()
         elif stage == "codes":
             codes()
+        elif stage == "codec":
+            codec(min(piece, left), threads)
+            gates(10.0)
         else:
             lm(limit, threads)
             export()
@@ -131,12 +146,17 @@ def next_stage(folder: Path) -> str:
     if not (folder / "pcm" / "index.json").exists():
         return "data"
     if not (folder / "codec" / FROZEN).exists():
-        verdict = folder / "codec" / "gates.json"
-        passed = verdict.exists() and json.loads(verdict.read_text(encoding="utf-8"))["passed"]
-        return "freeze" if passed else "codec"
+        return "freeze" if _verdict(folder, "codes_passed") else "hearing"
     about = folder / "codes" / "about.json"
-    encoded = about.exists() and json.loads(about.read_text(encoding="utf-8")).get("complete", False)
-    return "lm" if encoded else "codes"
+    if not (about.exists() and json.loads(about.read_text(encoding="utf-8")).get("complete", False)):
+        return "codes"
+    return "lm" if _verdict(folder, "passed") else "codec"
+
+
+def _verdict(folder: Path, name: str) -> bool:
+    """What the last judgement of the codec says."""
+    path = folder / "codec" / "gates.json"
+    return path.exists() and bool(json.loads(path.read_text(encoding="utf-8"))[name])
 
 
 @app.command()
@@ -151,7 +171,7 @@ def summary(folder: Path) -> Sequence[str]:
     speech = len(list((folder / "speech").glob("*/*.flac")))
     dialogues = len(list((folder / "dialogues").glob("*/train/*/*.flac")))
     lines = [f"speech     {speech} utterances", f"dialogues  {dialogues} for training"]
-    for stage in ("codec", "lm"):
+    for stage in ("hearing", "codec", "lm"):
         rows = Log(folder / stage / "log.jsonl").read()
         lines.append(f"{stage:<10} {_last(rows)}" if rows else f"{stage:<10} not begun")
     return lines

@@ -55,15 +55,18 @@ class PackedSpeech:
         )
 
 
-def draw(speech: PackedSpeech, batch: int, frames: int, rng: np.random.Generator) -> CodecBatch:
-    """One training batch: mostly clean speech, some through a microphone; now and then silence, noise or a tone."""
+def draw(speech: PackedSpeech, batch: int, frames: int, rng: np.random.Generator, *, clean: bool = False) -> CodecBatch:
+    """One training batch: mostly clean speech, some through a microphone; now and then silence, noise or a tone.
+
+    clean: no microphone; what is only to be spoken never sounds like one.
+    """
     audios, semantics, spoken = [], [], []
     for _ in range(batch):
         audio, semantic = speech.crop(frames, rng)
         kind = rng.random()
         if kind < 0.04:
             audio = _no_speech(len(audio), rng)
-        elif kind < 0.2:
+        elif kind < 0.2 and not clean:
             audio = microphone(audio, rng)
         else:
             audio = limited(audio * np.float32(decibels(float(rng.uniform(-12, 3)))))
@@ -87,6 +90,10 @@ def _no_speech(samples: int, rng: np.random.Generator) -> npt.NDArray[np.float32
     return tone
 
 
-def batches(speech: PackedSpeech, batch: int, frames: int, seed: int, first: int) -> Generator[CodecBatch, None, None]:
+def batches(
+    speech: PackedSpeech, batch: int, frames: int, seed: int, first: int, *, clean: bool = False
+) -> Generator[CodecBatch, None, None]:
     """Batches number first, first + 1, …; batch n is a function of (seed, n). To be closed."""
-    return numbered(lambda number: draw(speech, batch, frames, np.random.default_rng([seed, number])), first)
+    return numbered(
+        lambda number: draw(speech, batch, frames, np.random.default_rng([seed, number]), clean=clean), first
+    )

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from models.config import MimiConfig
 from models.demo_checkpoint import MIMI, random_mimi
 from models.mimi import Mimi
-from models.mimi_quantizer import Quantized
-from training.codec_data import CodecBatch
+from models.mimi_transformer import POSITIONS_PER_FRAME
+from training.spectrogram import WIDTH
 
 # The published context is 10 s; a model trained on crops of three seconds looks back that far, so that no position
 # it meets when served is one it never met in training. And codebooks of 32 dimensions, not 128: in 128, entries
@@ -28,12 +28,17 @@ CONFIG = dataclasses.replace(
 
 # What decides the codes. Once a language model learns them, these stay as they are, and only what turns codes back
 # into sound goes on learning.
-_HEARING = ("encoder.", "encoder_transformer.", "downsample.")
+_ENCODER = ("encoder.", "encoder_transformer.", "downsample.")
+
+
+def encodes(name: str) -> bool:
+    """Whether a tensor of Mimi's belongs to its encoder."""
+    return name.startswith(_ENCODER)
 
 
 def hears(name: str) -> bool:
     """Whether a tensor of Mimi's decides which codes come out."""
-    return name.startswith(_HEARING) or "input_proj" in name or "_codebook." in name
+    return encodes(name) or "input_proj" in name or "_codebook." in name
 
 
 def hearing_digest(weights: Mapping[str, Tensor]) -> str:
@@ -46,46 +51,39 @@ def hearing_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 class CodecTrainer(nn.Module):
-    """The codec and what training adds to it: a projection for distillation."""
+    """The codec with its codes as they are, and a linear reading of its decoder's transformer for training."""
 
-    def __init__(self, config: MimiConfig, features: int) -> None:
+    def __init__(self, config: MimiConfig) -> None:
         super().__init__()
         self.mimi = Mimi(config)
-        # torch's default convolutions lose variance at every layer: from them, the latent stayed constant for
-        # hundreds of steps. These weights keep it near one.
+        # torch's default convolutions lose variance at every layer. These weights keep it near one.
         self.mimi.load_state_dict(random_mimi(config))
-        for codebook in self.mimi.quantizer.codebooks():
-            codebook._initialized.zero_()
-        self.semantic = nn.Conv1d(config.seanet.dimension, features, 1)
-
-    def freeze_hearing(self) -> None:
-        """Leaves the codes as they are from now on: only the way back to sound learns."""
         for name, parameter in self.mimi.named_parameters():
             parameter.requires_grad_(not hears(name))
-        self.semantic.requires_grad_(False)
+        # A position of the transformer's stands for half a frame. Where the widths agree its output begins as the
+        # columns themselves.
+        self.columns = nn.Linear(config.transformer.d_model, WIDTH // POSITIONS_PER_FRAME)
+        nn.init.eye_(self.columns.weight)
+        nn.init.zeros_(self.columns.bias)
 
-    def forward(self, audio: Tensor, quantised: Tensor | None) -> tuple[Tensor, Quantized | None]:
-        """audio [batch, samples] → reconstruction [batch, samples] fp32 and what the quantizer saw.
+    def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """audio [batch, samples] → reconstruction [batch, samples] and columns [batch, frames, WIDTH], fp32.
 
-        quantised [batch] bool: crops that go through the quantizer; None before it is in use. In fp32 (TF32 on a
-        GPU): bf16's rounding of a loud low sound is as loud as the quiet high ones, and the loss is logarithmic.
+        In fp32 (TF32 on a GPU): bf16's rounding of a loud low sound is as loud as the quiet high ones.
         """
         mimi = self.mimi
-        latent = mimi.encode_latent(audio.unsqueeze(1))
-        seen: Quantized | None = None
-        if quantised is not None:
-            seen = mimi.quantizer(latent)
-            latent = torch.where(quantised.view(-1, 1, 1), seen.latent, latent)
-        return mimi.decode_latent(latent).squeeze(1), seen
+        with torch.no_grad():
+            latent = mimi.encode_latent(audio.unsqueeze(1))
+            codes = mimi.quantizer.encode(latent.transpose(1, 2).flatten(0, 1))
+        x = mimi.upsample(self.dequantise(codes).view(len(audio), -1, latent.shape[1]).transpose(1, 2))
+        x = mimi.decoder_transformer(x.transpose(1, 2))
+        columns = self.columns(x).view(len(audio), -1, WIDTH)
+        return mimi.decoder(x.transpose(1, 2)).squeeze(1), columns
 
-    def semantic_loss(self, seen: Quantized, batch: CodecBatch) -> Tensor:
-        """One minus the cosine between the first codebook's output and the speech encoder's features."""
-        split = self.mimi.quantizer.rvq_first
-        entry, target = seen.entries[0], seen.inputs[0]
-        passed = target + (entry - target).detach()
-        frames = batch.semantic.shape[1]
-        projected = split.output_proj(passed.view(-1, frames, passed.shape[1]).transpose(1, 2))
-        heard = self.semantic(projected).transpose(1, 2)
-        distance = 1.0 - F.cosine_similarity(heard, batch.semantic, dim=-1)
-        weight = batch.spoken.float().unsqueeze(1).expand_as(distance)
-        return (distance * weight).sum() / weight.sum().clamp(min=1.0)
+    def dequantise(self, codes: Tensor) -> Tensor:
+        """codes [rows, codebooks] → [rows, dim]; differentiable in the projections."""
+        quantizer = self.mimi.quantizer
+        entries = [book.entries()[codes[:, index]] for index, book in enumerate(quantizer.codebooks())]
+        semantic, acoustic = entries[0], torch.stack(entries[1:]).sum(0)
+        project = [split.output_proj.weight[:, :, 0] for split in (quantizer.rvq_first, quantizer.rvq_rest)]
+        return F.linear(semantic, project[0]) + F.linear(acoustic, project[1])

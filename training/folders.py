@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FROZEN = "frozen"  # a file of this name in the codec's folder says since which step its codes may not change
+FROZEN = (
+    "frozen"  # a file of this name in the codec's folder says with which step of the encoder its codes became final
+)
 
 
 def state_folder() -> Path:

@@ -1,7 +1,9 @@
 """Judges a codec before a language model is trained on it: `python -m training.gates`.
 
-Round trip of held-out utterances through the streamed codec: Whisper's word errors against what it hears in the
-original, Resemblyzer's similarity of the voice, and how much of each codebook is used. Writes `gates.json`.
+Round trip of held-out utterances through the streamed codec: Whisper's word errors, Resemblyzer's similarity of the
+voice, and how much of each codebook is used. The same of the spectrogram that is read from the codes without a
+decoder: whether the codes hold speech is known, and a language model can learn them, before the decoder can speak.
+Every voice counts alike, the one that no training heard is also told apart. Writes `gates.json`.
 """
 
 from __future__ import annotations
@@ -23,38 +25,57 @@ import torch
 from models.config import FRAME_SAMPLES, SAMPLE_RATE
 from models.mimi import Mimi
 from training.bank import Bank, read_pcm
-from training.codebooks import use_of
-from training.codec_model import CONFIG
 from training.codes import load_codec
+from training.fit_codebooks import Reading, columns_of, use_of
 from training.folders import state_folder, write_json
 from training.pack import is_validation
+from training.script import HELD_OUT_USER_VOICE
+from training.spectrogram import sound
 
 WORD_ERRORS_AT_MOST = 0.10
 SIMILARITY_AT_LEAST = 0.80
 USE_AT_LEAST = 0.50
+_CLIPS_A_VOICE = 4
 _CLIP_S = 12.0  # utterances are joined to clips: one word alone tells Whisper little
 
 Audio = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Gates:
-    """What a codec is worth. Errors and use are shares, similarity a cosine."""
+class Score:
+    """Of some clips through some way to sound: shares of words wrong, and the mean cosine of the voice."""
 
-    codec_step: int
-    minutes: float
-    word_errors: float  # Whisper on the round trip, against the script's text
-    word_errors_original: float  # the same on the original: what the judge itself gets wrong
-    similarity: float  # of the voice, original to round trip, mean
-    use: tuple[float, ...]  # of each codebook's entries
+    word_errors: float
+    similarity: float
 
     @property
     def passed(self) -> bool:
-        return (
-            self.word_errors <= WORD_ERRORS_AT_MOST
-            and self.similarity >= SIMILARITY_AT_LEAST
-            and min(self.use) >= USE_AT_LEAST
-        )
+        return self.word_errors <= WORD_ERRORS_AT_MOST and self.similarity >= SIMILARITY_AT_LEAST
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What a codec is worth."""
+
+    codec_step: int
+    minutes: float
+    original_word_errors: float  # Whisper on the originals: what the judge itself gets wrong
+    sound: Score  # codes → decoder
+    codes: Score  # codes → spectrogram → phases that fit
+    unheard_voice: Score  # `sound`, of the voice kept from training
+    unheard_voice_codes: Score
+    use: tuple[float, ...]  # share of each codebook's entries
+
+    @property
+    def codes_passed(self) -> bool:
+        return self.codes.passed and min(self.use) >= USE_AT_LEAST
+
+    @property
+    def passed(self) -> bool:
+        return self.codes_passed and self.sound.passed
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "codes_passed": self.codes_passed, "passed": self.passed}
 
 
 def normalise(text: str) -> list[str]:
@@ -73,25 +94,40 @@ def word_errors(said: Sequence[str], heard: Sequence[str]) -> int:
 
 
 def clips(bank: Bank, minutes: float) -> list[tuple[str, str, Audio]]:
-    """Held-out utterances joined by voice to clips of some seconds: (voice, text, audio of whole frames)."""
+    """Held-out utterances joined by voice to clips of some seconds: (voice, text, audio of whole frames).
+
+    The voices take turns, each with at most _CLIPS_A_VOICE.
+    """
     waiting: dict[str, tuple[list[str], list[Audio]]] = {}
-    done: list[tuple[str, str, Audio]] = []
-    total = 0.0
+    done: dict[str, list[tuple[str, str, Audio]]] = {}
     for path in bank.files():
-        if not is_validation(path) or total >= minutes * 60:
+        if not is_validation(path):
             continue
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if len(about["text"].split()) < 4:  # "Mhm." has no agreed spelling
             continue
-        texts, pieces = waiting.setdefault(about["voice"], ([], []))
+        voice: str = about["voice"]
+        texts, pieces = waiting.setdefault(voice, ([], []))
         texts.append(about["text"])
         pieces.append(np.pad(read_pcm(path).astype(np.float32) / np.float32(32768.0), (0, SAMPLE_RATE // 3)))
         if sum(map(len, pieces)) >= _CLIP_S * SAMPLE_RATE:
-            audio = np.concatenate(pieces)
-            done.append((about["voice"], " ".join(texts), np.pad(audio, (0, -len(audio) % FRAME_SAMPLES))))
-            total += len(audio) / SAMPLE_RATE
-            del waiting[about["voice"]]
-    return done
+            done.setdefault(voice, []).append(_clip(voice, *waiting.pop(voice)))
+    for voice, (texts, pieces) in waiting.items():  # of a voice that says little, what there is
+        if sum(map(len, pieces)) >= _CLIP_S / 2 * SAMPLE_RATE:
+            done.setdefault(voice, []).append(_clip(voice, texts, pieces))
+    chosen: list[tuple[str, str, Audio]] = []
+    samples = 0
+    for turn in range(_CLIPS_A_VOICE):
+        for voice in sorted(done):
+            if turn < len(done[voice]) and samples < minutes * 60 * SAMPLE_RATE:
+                chosen.append(done[voice][turn])
+                samples += len(chosen[-1][2])
+    return chosen
+
+
+def _clip(voice: str, texts: list[str], pieces: list[Audio]) -> tuple[str, str, Audio]:
+    audio = np.concatenate(pieces)
+    return voice, " ".join(texts), np.pad(audio, (0, -len(audio) % FRAME_SAMPLES))
 
 
 class Judges:
@@ -118,29 +154,57 @@ class Judges:
         return low
 
 
-def judge(mimi: Mimi, step: int, judges: Judges, bank: Bank, minutes: float) -> Gates:
-    """Runs the round trip on some minutes of held-out speech."""
-    errors = original = said_words = 0
-    similarities, codes, seconds = [], [], 0.0
-    for number, (_, text, audio) in enumerate(clips(bank, minutes)):
+class _Tally:
+    """Counts of one way to sound."""
+
+    def __init__(self, judges: Judges) -> None:
+        self._judges = judges
+        self.wrong = self.words = 0
+        self.similarities: list[float] = []
+
+    def add(self, said: list[str], original: Audio, made: Audio) -> None:
+        self.words += len(said)
+        self.wrong += word_errors(said, self._judges.words(made))
+        self.similarities.append(self._judges.similarity(original, made))
+
+    @property
+    def score(self) -> Score:
+        errors, similarity = self.wrong / max(1, self.words), float(np.mean(self.similarities or [0.0]))
+        return Score(round(errors, 4), round(similarity, 4))
+
+
+def judge(mimi: Mimi, step: int, reading: Reading, judges: Judges, bank: Bank, minutes: float) -> Gates:
+    """Runs the round trip on some minutes of held-out speech. Raises FileNotFoundError if there is none."""
+    names = ("sound", "codes", "unheard_voice", "unheard_voice_codes")
+    tallies = {name: _Tally(judges) for name in names}
+    original, codes, samples = _Tally(judges), [], 0
+    for number, (voice, text, audio) in enumerate(clips(bank, minutes)):
         encoded = mimi.encode_sequence(torch.from_numpy(audio)[None])
-        decoded = mimi.decode_sequence(encoded)[0].numpy()
+        made = {
+            "sound": mimi.decode_sequence(encoded)[0].numpy(),
+            "codes": sound(columns_of(mimi, reading, encoded))[0].numpy(),
+        }
         said = normalise(text)
-        said_words += len(said)
-        errors += word_errors(said, judges.words(decoded))
-        original += word_errors(said, judges.words(audio))
-        similarities.append(judges.similarity(audio, decoded))
+        for name, way in made.items():
+            tallies[name].add(said, audio, way)
+        if voice == HELD_OUT_USER_VOICE:
+            tallies["unheard_voice"].add(said, audio, made["sound"])
+            tallies["unheard_voice_codes"].add(said, audio, made["codes"])
+        original.add(said, audio, audio)
         codes.append(encoded[0])
-        seconds += len(audio) / SAMPLE_RATE
-        print(f"\r{number + 1} clips, word errors {errors / said_words:.3f} ", end="", flush=True, file=sys.stderr)
+        samples += len(audio)
+        so_far = ", ".join(f"{name} {tallies[name].score.word_errors:.3f}" for name in made)
+        print(f"\r{number + 1} clips, word errors: {so_far} ", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
-    if not said_words:
+    if not codes:
         raise FileNotFoundError("the bank holds no held-out speech yet: run `python -m training.bank` first")
-    use = tuple(round(share, 3) for share in use_of(torch.cat(codes), CONFIG.quantizer.bins))
     return Gates(
-        step, round(seconds / 60, 2), round(errors / said_words, 4), round(original / said_words, 4),
-        round(float(np.mean(similarities)), 4), use,
-    )  # fmt: skip
+        codec_step=step,
+        minutes=round(samples / SAMPLE_RATE / 60, 2),
+        original_word_errors=original.score.word_errors,
+        use=tuple(round(share, 3) for share in use_of(torch.cat(codes), mimi.config.quantizer.bins)),
+        **{name: tallies[name].score for name in names},
+    )
 
 
 def main() -> None:
@@ -154,9 +218,9 @@ def main() -> None:
     bank = Bank()
     if arguments.keep:
         _keep(mimi, bank, arguments.keep)
-    gates = judge(mimi, step, Judges(), bank, arguments.minutes)
-    write_json(arguments.codec / "gates.json", {**asdict(gates), "passed": gates.passed})
-    print(json.dumps({**asdict(gates), "passed": gates.passed}, indent=1))
+    gates = judge(mimi, step, Reading.load(arguments.codec), Judges(), bank, arguments.minutes)
+    write_json(arguments.codec / "gates.json", gates.to_dict())
+    print(json.dumps(gates.to_dict(), indent=1))
 
 
 def _keep(mimi: Mimi, bank: Bank, folder: Path) -> None:

@@ -10,12 +10,8 @@ from typing import Any
 from training.folders import Log, state_folder
 
 _PANELS = {
-    "codec": (
-        ("mel", "val_mel", "envelope", "val_envelope"),
-        ("semantic",),
-        ("wave", "commit"),
-        ("val_use_min", "val_use_first"),
-    ),
+    "hearing": (("columns", "val_columns"), ("speech", "val_speech"), ("grad",)),
+    "codec": (("mel", "val_mel"), ("columns", "val_columns"), ("loud", "val_loud"), ("grad",)),
     "lm": (("text", "val_text"), ("words", "val_words"), ("semantic", "val_semantic"), ("acoustic", "val_acoustic")),
 }
 

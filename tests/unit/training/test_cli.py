@@ -36,31 +36,33 @@ class TestNextStage:
     def test_follows_what_is_there(self, state: Path) -> None:
         assert cli.next_stage(state) == "data"
         write_json(state / "pcm" / "index.json", {"train": 1})
-        assert cli.next_stage(state) == "codec"
-        write_json(state / "codec" / "gates.json", {"passed": False})
-        assert cli.next_stage(state) == "codec"
-        write_json(state / "codec" / "gates.json", {"passed": True})
+        assert cli.next_stage(state) == "hearing"
+        write_json(state / "codec" / "gates.json", {"codes_passed": False, "passed": False})
+        assert cli.next_stage(state) == "hearing"
+        write_json(state / "codec" / "gates.json", {"codes_passed": True, "passed": False})
         assert cli.next_stage(state) == "freeze"
         (state / "codec" / FROZEN).write_text("7000")
         assert cli.next_stage(state) == "codes"
         write_json(state / "codes" / "about.json", {"hearing": "1"})
         assert cli.next_stage(state) == "codes"
         write_json(state / "codes" / "about.json", {"hearing": "1", "complete": True})
+        assert cli.next_stage(state) == "codec"
+        write_json(state / "codec" / "gates.json", {"codes_passed": True, "passed": True})
         assert cli.next_stage(state) == "lm"
 
 
 class TestFreeze:
     def test_a_codec_that_has_not_passed_is_not_frozen(self, state: Path) -> None:
-        write_json(state / "codec" / "gates.json", {"passed": False})
+        write_json(state / "codec" / "gates.json", {"codes_passed": False})
         said = CliRunner().invoke(cli.app, ["freeze"])
         assert said.exit_code != 0
         assert not (state / "codec" / FROZEN).exists()
 
     def test_remembers_since_when(self, state: Path) -> None:
-        write_json(state / "codec" / "gates.json", {"passed": True})
-        write_json(state / "codec" / "state.json", {"step": 7000, "shards": []})
+        write_json(state / "codec" / "gates.json", {"codes_passed": True})
+        write_json(state / "codec" / "state.json", {"step": 0, "hearing_step": 7000, "shards": []})
         assert CliRunner().invoke(cli.app, ["freeze"]).exit_code == 0
-        write_json(state / "codec" / "state.json", {"step": 9000, "shards": []})
+        write_json(state / "codec" / "state.json", {"step": 0, "hearing_step": 9000, "shards": []})
         assert CliRunner().invoke(cli.app, ["freeze"]).exit_code == 0
         assert json.loads((state / "codec" / FROZEN).read_text()) == 7000
 

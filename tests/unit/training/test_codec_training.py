@@ -1,4 +1,4 @@
-"""The codec's trainer: losses, codebooks that live, a step that learns, and the served codec's own numbers."""
+"""The codec's training: losses, an encoder that learns to hear, codebooks fitted to it, a decoder that learns."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import FRAME_SAMPLES, CodecTransformerConfig, MimiConfig, QuantizerConfig, SeanetConfig
-from models.mimi_quantizer import SplitQuantizer
-from training import codebooks, codec, codec_model
+from models.config import FRAME_SAMPLES, SAMPLE_RATE, CodecTransformerConfig, MimiConfig, QuantizerConfig, SeanetConfig
+from training import codec, codec_model, fit_codebooks, hearing
 from training.adversarial import Discriminators, discriminator_loss, generator_losses
 from training.codec_data import PackedSpeech, draw
-from training.codec_losses import MelLoss, mel_filters
+from training.codec_losses import SpectralLoss
+from training.codec_model import CodecTrainer
+from training.fit_codebooks import Sample
 from training.folders import FROZEN, Log
+from training.hearing import Hearing, HearingPreset
 from training.piece import Piece
+from training.spectrogram import BANDS, PER_FRAME, WIDTH, columns, mel_filters, sound
 from training.state import load_state
 
+CPU = torch.device("cpu")
+_FEATURES = 12  # of the speech encoder
 TINY = MimiConfig(
     seanet=SeanetConfig(dimension=16, n_filters=2),
     transformer=CodecTransformerConfig(d_model=16, num_heads=2, num_layers=1, context=12, dim_feedforward=32),
@@ -31,63 +36,149 @@ def _pcm(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for side, frames in (("train", 60), ("val", 50)):
         np.save(tmp_path / f"{side}-000.npy", rng.integers(-9000, 9000, frames * FRAME_SAMPLES).astype(np.int16))
-        np.save(tmp_path / f"{side}-000-semantic.npy", rng.standard_normal((frames, 6)).astype(np.float16))
+        np.save(tmp_path / f"{side}-000-semantic.npy", rng.standard_normal((frames, _FEATURES)).astype(np.float16))
     return tmp_path
 
 
-class TestMelLoss:
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_model, "CONFIG", TINY)
+
+
+def tone(hertz: float, frames: int) -> torch.Tensor:
+    """[1, frames * 1920] at amplitude 0.3."""
+    return 0.3 * torch.sin(2 * torch.pi * hertz / SAMPLE_RATE * torch.arange(frames * FRAME_SAMPLES))[None]
+
+
+class TestSpectrogram:
+    def test_filters_cover_every_band(self) -> None:
+        assert torch.allclose(mel_filters(80, 513).sum(1), torch.ones(80), atol=1e-4)
+
+    def test_columns_know_level_and_place(self) -> None:
+        audio = torch.cat([torch.zeros(1, 5 * FRAME_SAMPLES), tone(1000.0, 5)], dim=1)
+        heard = columns(audio).view(10, PER_FRAME, BANDS)
+        assert heard.shape == (10, PER_FRAME, BANDS)
+        # Silence is the floor, ln 1e-3, everywhere.
+        assert torch.allclose(heard[:4], torch.full((4, PER_FRAME, BANDS), (np.log(1e-3) + 4) / 2))
+        edges = np.linspace(2595 * np.log10(1 + 30 / 700), 2595 * np.log10(1 + 12_000 / 700), BANDS + 2)
+        expected = int(np.argmin(np.abs(edges[1:-1] - 2595 * np.log10(1 + 1000 / 700))))
+        assert set(heard[6:9].argmax(-1).flatten().tolist()) == {expected}
+
+    def test_twice_as_loud_is_the_logarithm_of_two(self) -> None:
+        noise = torch.randn(1, 8 * FRAME_SAMPLES, generator=torch.Generator().manual_seed(0))
+        difference = columns(2 * noise) - columns(noise)
+        assert float(difference.mean()) == pytest.approx(np.log(2.0) / 2, abs=2e-3)
+
+    def test_a_spectrogram_can_be_listened_to(self) -> None:
+        audio = torch.cat([tone(300.0, 6), tone(2000.0, 6)], dim=1)
+        wanted, again = columns(audio), sound(columns(audio))
+        assert again.shape == audio.shape
+        assert float((columns(again) - wanted).square().mean()) < 0.2 * float(wanted.var())
+        steady = [1, 2, 3, 4, 7, 8, 9, 10]  # without the ends and the click in the middle
+        loudest = [made.view(12, PER_FRAME, BANDS)[steady].argmax(-1) for made in (columns(again), wanted)]
+        assert torch.equal(*loudest)
+
+
+class TestLoss:
     def test_is_zero_for_equal_sounds_and_has_a_gradient_at_silence(self) -> None:
-        loss = MelLoss(((256, 16),))
+        loss = SpectralLoss(((256, 16),))
         silence = torch.zeros(1, 4800, requires_grad=True)
-        assert float(loss(silence, torch.zeros(1, 4800)).detach()) == 0.0
-        torch.autograd.backward(loss(silence, torch.randn(1, 4800)))
+        logs, roots = loss(silence, torch.zeros(1, 4800))
+        assert (float(logs.detach()), float(roots.detach())) == (0.0, 0.0)
+        torch.autograd.backward(sum(loss(silence, torch.randn(1, 4800))))
         assert silence.grad is not None
         assert bool(torch.isfinite(silence.grad).all())
 
     def test_is_a_difference_of_levels(self) -> None:
-        loss, noise = MelLoss(((512, 16),)), torch.randn(1, 24_000)
-        # Twice the amplitude is ln 2 in every band.
-        assert float(loss(2 * noise, noise)) == pytest.approx(np.log(2.0), abs=1e-3)
+        loss, noise = SpectralLoss(((512, 16),)), torch.randn(1, 24_000)
+        # Ten times the amplitude is ln 10 in every band: beyond a nat, where half a nat is taken off.
+        assert float(loss(10 * noise, noise)[0]) == pytest.approx(np.log(10.0) - 0.5, abs=5e-3)
 
-    def test_an_envelope_is_nearer_to_noise_of_its_own_shape_than_its_fine_structure_is(self) -> None:
-        loss, generator = MelLoss(), torch.Generator().manual_seed(0)
-        one, other = (torch.randn(1, 48_000, generator=generator) for _ in range(2))
-        assert float(loss.envelope(one, one)) == 0.0
-        assert float(loss.envelope(2 * one, one)) == pytest.approx(np.log(2.0), abs=1e-3)
-        assert float(loss.envelope(one, other)) < 0.5 * float(loss(one, other))
+    def test_what_is_nearly_silent_asks_for_little(self) -> None:
+        loss, noise = SpectralLoss(), torch.randn(1, 24_000, generator=torch.Generator().manual_seed(0))
+        asked = []
+        for level in (1e-5, 1e-3):  # the noise of 16 bits, and one as loud as the floor
+            output = (level * noise).requires_grad_()
+            torch.autograd.backward(loss(output, torch.zeros_like(noise))[0])
+            assert output.grad is not None
+            asked.append(float(output.grad.norm()))
+        assert asked[0] < 0.1 * asked[1]
 
-    def test_filters_cover_every_band(self) -> None:
-        filters = mel_filters(80, 513)
-        assert torch.allclose(filters.sum(1), torch.ones(80), atol=1e-4)
+
+class TestHearing:
+    def test_resumes_where_it_stopped_and_logs(self, pcm: Path, tmp_path: Path) -> None:
+        preset = HearingPreset(batch=2, frames=6, steps=40, peak=3e-3, warmup=2, validate_every=20)
+        folder = tmp_path / "run"
+        hearing.train(dataclasses.replace(preset, steps=20), folder, pcm, Piece(0.0), CPU)
+        saved = load_state(folder)
+        assert saved is not None
+        assert saved[1]["step"] == 20
+        assert not any(name.startswith("mimi.decoder") for name in saved[0])
+        hearing.train(preset, folder, pcm, Piece(0.0), CPU)
+        model, step = hearing.load_hearing(folder, _FEATURES)
+        assert step == 40
+        assert not model.training
+        rows = [row for row in Log(folder / "log.jsonl").read() if "val_columns" in row]
+        assert [row["step"] for row in rows] == [20, 40]
+        assert rows[1]["val_columns"] < rows[0]["val_columns"]
+
+    def test_without_an_encoder_says_what_to_run(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"training\.hearing"):
+            hearing.load_hearing(tmp_path, _FEATURES)
 
 
-class TestCodebooks:
-    def test_entries_move_to_what_chooses_them_and_dead_ones_are_replaced(self) -> None:
+class TestFit:
+    def test_k_means_finds_what_is_there(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        truth = torch.randn(4, 3, generator=generator) * 10
+        points = truth[torch.randint(4, (400,), generator=generator)] + 0.01 * torch.randn(400, 3, generator=generator)
+        centres = fit_codebooks.k_means(points, 16, generator, rounds=20)
+        nearest = torch.cdist(truth, centres).amin(1)
+        assert float(nearest.max()) < 0.05
+
+    def test_axes_are_where_points_differ_most(self) -> None:
+        points = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 9.0, 3.0])
+        axes = fit_codebooks.principal_axes(points, 2).abs()
+        assert axes[1, 0] > 0.99
+        assert axes[2, 1] > 0.99
+
+    def test_codes_tell_what_is_heard(self) -> None:
+        """Columns read from codes miss no more than k-means leaves over and what lies outside of the axes."""
         torch.manual_seed(0)
-        quantizer = SplitQuantizer(16, TINY.quantizer, 8)
-        generator = torch.Generator().manual_seed(1)
-        latent = torch.randn(4, 16, 200)
-        codebooks.initialise(quantizer, latent, generator)
+        model = Hearing(TINY, _FEATURES).eval()
+        audio = torch.randn(8, 12 * FRAME_SAMPLES) * torch.logspace(-3, -1, 8)[:, None]
+        with torch.no_grad():
+            heard = model.columns(model.latent(audio))
+            sample = Sample(model.latent(audio).flatten(0, 1), heard.flatten(0, 1), torch.randn(96, _FEATURES))
+            reading = fit_codebooks.fit(model.mimi, model, sample, torch.Generator().manual_seed(1))
+            codes = model.mimi.encode_sequence(audio)
+            told = fit_codebooks.columns_of(model.mimi, reading, codes)
+        spread = (heard - heard.mean((0, 1))).square().mean()
+        assert float((told - heard).square().mean()) < 0.05 * float(spread)
+        # Eight axes of sixteen, seven codebooks of sixteen entries, 96 points: close, but not the points themselves.
+        assert float((told - heard).abs().max()) > 0.0
 
-        def distance() -> float:
-            with torch.no_grad():
-                seen = quantizer(latent)
-            return float(sum((a - b).square().mean() for a, b in zip(seen.inputs, seen.entries, strict=True)))
-
-        before = distance()
-        dead = quantizer.codebooks()[0]
-        dead.embedding_sum[3] = 1e3 * dead.cluster_usage[3]  # an entry far from everything
-        dead.cluster_usage[3] = 1e-4
-        replaced = 0
-        for _ in range(60):
-            replaced += codebooks.update(quantizer, quantizer(latent), generator)
-        assert distance() < before
-        assert replaced > 0
-        assert float(dead.entries()[3].abs().max()) < 10.0
+    def test_both_positions_of_a_frame_hear_the_latent_and_differ(self) -> None:
+        torch.manual_seed(0)
+        config = dataclasses.replace(TINY, quantizer=dataclasses.replace(TINY.quantizer, dimension=2))
+        model = Hearing(config, _FEATURES).eval()
+        sample = Sample(torch.randn(64, 16), torch.randn(64, WIDTH), torch.randn(64, _FEATURES))
+        fit_codebooks.fit(model.mimi, model, sample, torch.Generator().manual_seed(1))
+        latent = torch.randn(1, 16, 3)
+        with torch.no_grad():
+            up = model.mimi.upsample(latent)
+        first, second = up[0, :, ::2], up[0, :, 1::2]
+        both = torch.tensor([True] * 4 + [False] * 4 + [True] * 4 + [False] * 4)
+        assert torch.equal(first[both], latent[0, both])
+        assert torch.equal(second[both], latent[0, both])
+        assert torch.equal(first[4:8], latent[0, 4:8])
+        assert torch.equal(second[12:], latent[0, 12:])
+        assert not bool(second[4:8].any())
+        assert not bool(first[12:].any())
 
     def test_use_counts_distinct_entries(self) -> None:
         codes = torch.tensor([[0, 1], [0, 2], [0, 3], [0, 1]])
-        assert codebooks.use_of(codes, 4) == [0.25, 0.75]
+        assert fit_codebooks.use_of(codes, 4) == [0.25, 0.75]
 
 
 class TestData:
@@ -96,7 +187,7 @@ class TestData:
         one, two = (draw(speech, 3, 12, np.random.default_rng([5, 7])) for _ in range(2))
         assert torch.equal(one.audio, two.audio)
         assert one.audio.shape == (3, 12 * FRAME_SAMPLES)
-        assert one.semantic.shape == (3, 12, 6)
+        assert one.semantic.shape == (3, 12, _FEATURES)
         assert float(one.audio.abs().max()) <= 0.99
 
     def test_a_missing_side_says_what_to_run(self, tmp_path: Path) -> None:
@@ -104,56 +195,59 @@ class TestData:
             PackedSpeech(tmp_path, "train")
 
 
+@pytest.fixture(name="fitted")
+def _fitted(pcm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A codec's folder with codebooks fitted to an encoder of four steps."""
+    preset = HearingPreset(batch=2, frames=6, steps=4, peak=1e-3, warmup=2)
+    hearing.train(preset, tmp_path / "hearing", pcm, Piece(0.0), CPU)
+    _fit(tmp_path, pcm, monkeypatch)
+    return tmp_path / "codec"
+
+
+def _fit(state: Path, pcm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = ["--hearing", str(state / "hearing"), "--folder", str(state / "codec"), "--pcm", str(pcm)]
+    monkeypatch.setattr("sys.argv", ["fit_codebooks", *folders, "--batches", "3"])
+    monkeypatch.setattr("os.nice", lambda _by: 19)
+    fit_codebooks.main()
+
+
 class TestTrainer:
-    def test_reconstructs_as_the_served_codec_does(self) -> None:
-        trainer = codec_model.CodecTrainer(TINY, 6).eval()
-        torch.manual_seed(3)
-        audio = torch.randn(2, 6 * FRAME_SAMPLES) * 0.1
-        codebooks.initialise(trainer.mimi.quantizer, torch.randn(4, 16, 64), torch.Generator().manual_seed(1))
-        trainer.mimi.unpack()
+    def test_reconstructs_as_the_served_codec_does(self, fitted: Path) -> None:
+        saved = load_state(fitted)
+        assert saved is not None
+        trainer = CodecTrainer(TINY).eval()
+        trainer.load_state_dict({**trainer.state_dict(), **saved[0]})
+        audio = torch.randn(2, 6 * FRAME_SAMPLES, generator=torch.Generator().manual_seed(3)) * 0.1
         with torch.no_grad():
-            output, seen = trainer(audio, torch.ones(2, dtype=torch.bool))
-            codes = trainer.mimi.encode_sequence(audio)
-            pcm = trainer.mimi.decode_sequence(codes)
-        assert torch.equal(seen.codes, codes)
+            output, said = trainer(audio)
+            pcm = trainer.mimi.decode_sequence(trainer.mimi.encode_sequence(audio))
+        assert said.shape == (2, 6, WIDTH)
         assert torch.allclose(output, pcm, atol=2e-5)
 
     def test_a_run_resumes_where_it_stopped_and_logs(
-        self, pcm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, fitted: Path, pcm: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(codec_model, "CONFIG", TINY)
         monkeypatch.setattr(codec, "Discriminators", lambda: Discriminators(channels=4, scales=(256,)))
         preset = codec.CodecPreset(
-            batch=2, frames=6, steps=20, peak=1e-3, adversarial_from=6, warmup=2, quantise_from=4, judge_warmup=4,
-            validate_every=20,
-        )  # fmt: skip
-        folder = tmp_path / "run"
-        cpu = torch.device("cpu")
-        codec.train(dataclasses.replace(preset, steps=10), folder, pcm, Piece(0.0), cpu)
-        saved = load_state(folder)
-        assert saved is not None
-        assert saved[1]["step"] == 10
-        codec.train(preset, folder, pcm, Piece(0.0), cpu)
-        saved = load_state(folder)
-        assert saved is not None
-        assert saved[1]["step"] == 20
-        rows = Log(folder / "log.jsonl").read()
-        assert rows[-1]["val_mel"] > 0.0
-        assert {"mel", "wave", "commit", "semantic", "judge", "fooled", "features"} <= rows[-2].keys()
-
-    def test_once_frozen_the_codes_stay_and_the_decoder_learns(
-        self, pcm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(codec_model, "CONFIG", TINY)
-        preset = codec.CodecPreset(
-            batch=2, frames=6, steps=8, peak=1e-3, adversarial_from=99, warmup=2, quantise_from=2, validate_every=99
+            batch=2, frames=6, steps=40, peak=1e-3, adversarial_from=6, warmup=2, judge_warmup=4, validate_every=40
         )
-        folder, cpu = tmp_path / "run", torch.device("cpu")
-        codec.train(preset, folder, pcm, Piece(0.0), cpu)
-        before = load_state(folder)
-        (folder / FROZEN).write_text("8\n")
-        codec.train(dataclasses.replace(preset, decoder_steps=6), folder, pcm, Piece(0.0), cpu)
-        after = load_state(folder)
+        codec.train(dataclasses.replace(preset, steps=20), fitted, pcm, Piece(0.0), CPU)
+        saved = load_state(fitted)
+        assert saved is not None
+        assert (saved[1]["step"], saved[1]["hearing_step"]) == (20, 4)
+        codec.train(preset, fitted, pcm, Piece(0.0), CPU)
+        saved = load_state(fitted)
+        assert saved is not None
+        assert saved[1]["step"] == 40
+        rows = Log(fitted / "log.jsonl").read()
+        assert rows[-1]["val_mel"] > 0.0
+        assert {"mel", "loud", "columns", "judge", "fooled", "features"} <= rows[-2].keys()
+
+    def test_the_codes_stay_and_the_decoder_learns(self, fitted: Path, pcm: Path) -> None:
+        before = load_state(fitted)
+        preset = codec.CodecPreset(batch=2, frames=6, steps=6, peak=1e-3, adversarial_from=None, warmup=2)
+        codec.train(preset, fitted, pcm, Piece(0.0), CPU)
+        after = load_state(fitted)
         assert before is not None
         assert after is not None
 
@@ -161,12 +255,38 @@ class TestTrainer:
             return {n.removeprefix("mimi."): t for n, t in tensors.items() if n.startswith("mimi.")}
 
         old, new = weights(before[0]), weights(after[0])
-        assert after[1]["step"] == 14
         assert codec_model.hearing_digest(old) == codec_model.hearing_digest(new)
         changed = {name for name in old if not torch.equal(old[name], new[name])}
         assert any(name.startswith("decoder.") for name in changed)
+        assert any(name.startswith("decoder_transformer.") for name in changed)
         assert any("output_proj" in name for name in changed)
         assert not any(codec_model.hears(name) for name in changed)
+
+    def test_fitted_again_the_decoder_goes_on(
+        self, fitted: Path, pcm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        preset = codec.CodecPreset(batch=2, frames=6, steps=6, peak=1e-3, adversarial_from=None, warmup=2)
+        codec.train(preset, fitted, pcm, Piece(0.0), CPU)
+        spoken = load_state(fitted)
+        _fit(tmp_path, pcm, monkeypatch)
+        again = load_state(fitted)
+        assert spoken is not None
+        assert again is not None
+        assert again[1]["step"] == 6
+        last = "mimi.decoder.model.14.conv.conv.weight"
+        assert torch.equal(again[0][last], spoken[0][last])
+
+    def test_final_codes_are_not_fitted_again(
+        self, fitted: Path, pcm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (fitted / FROZEN).write_text("4")
+        with pytest.raises(SystemExit):
+            _fit(tmp_path, pcm, monkeypatch)
+
+    def test_without_codebooks_says_what_to_run(self, pcm: Path, tmp_path: Path) -> None:
+        preset = codec.CodecPreset(batch=2, frames=6, steps=6, peak=1e-3, adversarial_from=None)
+        with pytest.raises(FileNotFoundError, match=r"training\.fit_codebooks"):
+            codec.train(preset, tmp_path / "nothing", pcm, Piece(0.0), CPU)
 
 
 class TestAdversarial:
