@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo serve test test-full lint format gpu clean
+.PHONY: help setup demo serve test test-full lint format gpu vllm clean
 
 help: ## list the commands
 	@printf 'usage: make COMMAND\n\n'
@@ -50,6 +50,11 @@ format: $(STAMP) ## let ruff put the code in order
 
 gpu: ## on a CUDA machine with torch, without Ray or network: GPU tests and benchmarks, out/gpu.json
 	@PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu --out out
+
+vllm: ## with vLLM's CPU kernels (.venv-vllm, 3.5 GB): the tests that need them, and what they bring
+	@sh tests/vllm/setup.sh
+	@.venv-vllm/bin/python -m pytest -rs tests/unit/graphs/test_backends.py
+	@.venv-vllm/bin/python -m benchmarks.backends
 
 clean: ## remove caches and out/ (not .venv)
 	@rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,7 +12,6 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from itertools import product
 
 import torch
 
@@ -22,21 +21,23 @@ from graphs.backends import Backends, default_dtype, make_cache
 from graphs.frame_step import FrameStep
 from graphs.self_test import settle
 from graphs.slot_engine import DEFAULT_TILE
+from graphs.spans import Span
 from graphs.vllm_cpu import available
 from models.lm import LanguageModel
 
 CPU = torch.device("cpu")
+LEAST_OVERCOMMIT = 1.0 + 1e-9  # pages, and enough of them for all
 ROUNDS = 3  # of all candidates in turn, so that a busy minute hits each of them
 Candidate = tuple[str, str]  # attention, linear
+IN_PAGES = "pages"  # our attention over rings made of pages
 
 
 def candidates() -> list[Candidate]:
     """What this machine can run."""
-    attentions, linears = ["ours"], ["ours", "onednn"]
+    kinds = [("ours", "ours"), (IN_PAGES, "ours"), ("ours", "onednn")]
     if available():
-        attentions, linears = ["ours"], ["ours", "onednn", "vllm", "vllm-int8"]
-        return [*product(attentions, linears), ("vllm", "ours"), ("vllm", "vllm")]
-    return list(product(attentions, linears))
+        kinds += [("ours", "vllm"), ("ours", "vllm-int8"), ("vllm", "ours"), ("vllm", "vllm")]
+    return kinds
 
 
 def measure(model: LanguageModel, slots: int, contexts: Sequence[int], kinds: Sequence[Candidate]) -> None:
@@ -44,7 +45,11 @@ def measure(model: LanguageModel, slots: int, contexts: Sequence[int], kinds: Se
     steps: dict[Candidate, FrameStep] = {}
     for attention, linear in kinds:
         chosen = Backends(step="compiled", attention=attention, linear=linear)
+        if attention == IN_PAGES:
+            chosen = Backends(step="compiled", kv_overcommit=LEAST_OVERCOMMIT)
         cache = make_cache(model.config, slots + 1, DEFAULT_TILE, device=CPU, dtype=model.dtype, backend=chosen)
+        for slot in range(slots + 1):  # as if it had been filled: a page that is not there is not to be read
+            cache.cover([Span(0, cache.window + DEFAULT_TILE, slot, 0)])
         steps[attention, linear] = FrameStep(model, cache, backends=chosen)
     columns: list[Callable[[FrameStep], float]] = [
         *(lambda step, held=held: measure_step(step, model, slots, held) for held in contexts),

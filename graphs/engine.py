@@ -15,7 +15,7 @@ from graphs.backends import Backends
 from graphs.kv_pressure import KVPressure
 from graphs.prefill_budget import PrefillBudget
 from graphs.prefix_cache import DEFAULT_LIMIT_BYTES, PrefixCache, PrefixOwners
-from graphs.sampling import MAX_TOP_K
+from graphs.sampling import HAS_NUMBA, MAX_TOP_K
 from graphs.self_test import settle
 from graphs.slot_engine import DEFAULT_TILE, SlotEngine, StepOut
 from graphs.stages import Past, Sampling, SessionSpec
@@ -151,6 +151,8 @@ def numerics_id(
     capability = torch.backends.cpu.get_cpu_capability() if on_cpu else _cuda_build(model.device)
     dtype = str(model.dtype).removeprefix("torch.")
     kept = anchors.id if anchors is not None else "a0"
+    if on_cpu and HAS_NUMBA:  # its compiler decides the order of sums
+        capability = f"{capability}-numba{version('numba')}"
     return f"{weights_hash[:16]}-{dtype}-{capability}-torch{torch.__version__}-{layout}-t{tile}-{kept}"
 
 

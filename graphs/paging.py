@@ -95,4 +95,4 @@ def pool_size(rings: int, blocks: int, overcommit: float) -> int:
     ring's. Raises ValueError for an overcommit below 1."""
     if overcommit < 1.0:
         raise ValueError(f"kv_overcommit is {overcommit}: 1 reserves full contexts, more promises more than there is")
-    return max(blocks, int(rings * blocks / overcommit))
+    return max(blocks, int(rings * blocks / overcommit + 1e-6))  # a whole pool for 1.0 and a hair
