@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.policy.admission import Admission, admit
+from cluster.policy.admission import Admission, admit, next_tenant
 
 FREE: dict[str, Any] = {
     "tenant_busy": 0,
@@ -36,3 +36,9 @@ FREE: dict[str, Any] = {
 )
 def test_verdicts(changes: dict[str, Any], verdict: Admission) -> None:
     assert admit(**{**FREE, **changes}) is verdict
+
+
+def test_the_tenant_with_the_fewest_conversations_is_next_and_among_equals_who_waited_longest() -> None:
+    held = {"big": 5, "small": 1, "tiny": 1}
+    assert next_tenant(["big", "tiny", "small"], held.__getitem__) == "tiny"
+    assert next_tenant(["big"], held.__getitem__) == "big"
