@@ -66,6 +66,14 @@ class FrameLog:
         rows = b"".join(islice(self._rows, max(0, frame - self.start), None))
         return np.frombuffer(rows, dtype="<i2").astype(np.int16).reshape(-1, self.width)
 
+    def take_over(self, other: FrameLog, end: int | None = None) -> None:
+        """Replaces all there is by what another log holds, before frame `end` if given. Rows are shared, not copied."""
+        kept = len(other._rows) if end is None else max(0, end - other.start)
+        self.start = other.start
+        self._rows = deque(islice(other._rows, kept))
+        if self.keep is not None:
+            self.drop_before(self.next - self.keep)
+
     def fill(self, start: int, rows: Rows) -> None:
         """Replaces all there is."""
         self.start = start

@@ -194,25 +194,21 @@ class Relocation:
         elif isinstance(message, Failed):
             self._failure = from_code(message.code, message.message)
         elif isinstance(message, Need):
-            self.guard(home, lambda: home.needs(message, self._call.journal))
-        self._feed_next()
+            self._try(lambda: home.needs(message, self._call.journal))
+        self.feed()
 
     def feed(self) -> None:
-        """Something was heard: the next home is to have it too."""
-        self._feed_next()
-
-    def _feed_next(self) -> None:
+        """The next home is to have all that was heard."""
         home = self.next
         if home is not None and not self.holds:
-            self.guard(home, lambda: home.feed(self._call.journal))
+            self._try(lambda: home.feed(self._call.journal))
 
-    def guard(self, home: Home, work: Callable[[], None]) -> None:
+    def _try(self, work: Callable[[], None]) -> None:
         """A next home that cannot be spoken to is lost."""
         try:
             work()
         except ServingError as error:
-            if home is self.next:
-                self._failure = self._failure or error
+            self._failure = self._failure or error
 
     def _exact(self, home: Home) -> bool:
         return home.grant.numerics_id == self._call.journal.numerics_id and not self._call.differs
@@ -278,11 +274,10 @@ def snapshot(journal: Journal, codec_s: float) -> bytes:
     at = Journal(journal.session, journal.spec, codec_s)
     at.begin(journal.prompt_hash, journal.prompt_frames, journal.numerics_id)
     at.anchor_frame = journal.anchor_frame
-    at.rows.fill(journal.rows.start, journal.rows.array())
+    at.rows.take_over(journal.rows)
     at.pending = journal.pending
     at.controls = list(journal.controls)
-    answered = max(0, journal.next_frame - journal.pcm.start)
-    at.pcm.fill(journal.pcm.start, journal.pcm.array()[:answered])
-    at.user_codes.fill(journal.user_codes.start, journal.user_codes.array())
-    at.agent_codes.fill(journal.agent_codes.start, journal.agent_codes.array())
+    at.pcm.take_over(journal.pcm, journal.next_frame)
+    at.user_codes.take_over(journal.user_codes)
+    at.agent_codes.take_over(journal.agent_codes)
     return at.to_bytes()

@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 
 from actors.errors import NoCapacity, Quarantined, ServingError, StaleEpoch
+from actors.journal import Journal
 from actors.messages import Failed, FrameOut, Need
 from graphs.stages import FrameKey
 from serving.conversation import Conversation
-from tests.failover_fakes import SPEC, TENANT, World, spoken, undisturbed
+from serving.relocation import snapshot
+from tests.failover_fakes import SPEC, TENANT, Model, World, spoken, undisturbed
 
 
 class Caller:
@@ -444,3 +447,22 @@ async def test_a_grant_that_crosses_the_end_is_given_back() -> None:
         await world.run()
         world.router.gate.set()
     await world.assert_nothing_is_left()
+
+
+def test_a_snapshot_is_the_journal_as_of_its_last_answer() -> None:
+    journal, model = Journal("s", SPEC, 3.2), Model(SPEC)
+    for number in range(100):
+        journal.heard(number, spoken(number))
+        if number < 90:
+            journal.take(model.step(FrameKey("s", 1, number), spoken(number)))
+    journal.set_sampling(7, SPEC.sampling)
+    before = journal.to_bytes()
+    rebuilt = Journal.from_bytes(snapshot(journal, 1.6), 1.6)
+    assert rebuilt.heard_frames == rebuilt.next_frame == journal.next_frame == 90
+    assert rebuilt.fingerprint() == journal.fingerprint()
+    assert np.array_equal(rebuilt.pending, journal.pending)
+    assert rebuilt.controls == journal.controls
+    assert rebuilt.agent_codes.start == 70
+    assert rebuilt.pcm.start <= 70
+    assert np.array_equal(next(rebuilt.pcm.rows(89, 90)), spoken(89))
+    assert journal.to_bytes() == before

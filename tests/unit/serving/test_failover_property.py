@@ -149,13 +149,13 @@ class Story:
         assert self.world.router.pending == {}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(happenings)
 def test_every_frame_is_heard_once_and_in_order(what: list[tuple[Any, ...]]) -> None:
     asyncio.run(Story().tell(what, heal=True))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(happenings)
 def test_an_end_at_any_moment_leaves_nothing(what: list[tuple[Any, ...]]) -> None:
     asyncio.run(Story().tell(what, heal=False))
