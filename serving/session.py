@@ -114,17 +114,17 @@ class ConversationHub:
         return next((each for each in self._conversations if each.session == session and not each.over), None)
 
     async def hang_up(self, reason: str) -> None:
-        """Fail every conversation with Draining, whose close code tells clients to come back; wait for them to go.
-        The slots of those that hold a resume token wait for them at their replicas."""
+        """The system stops: fail every conversation with Draining, whose close code tells clients to come back, and
+        wait until they have gone. Nobody is waited for, whatever token he holds."""
         conversations = list(self._conversations)
         for conversation in conversations:
-            conversation.desert()
             conversation.fail(Draining(reason))
         await asyncio.gather(*(conversation.left.wait() for conversation in conversations))
         await self.close()
 
     async def close(self) -> None:
-        """Wait until everything that was given back has arrived. Who is parked here is left to his replica."""
+        """This ingress leaves a system that stays: wait until everything that was given back has arrived. The slots of
+        clients that were lost wait for them at their replicas."""
         for conversation in self._parked:
             conversation.desert()
             conversation.end()

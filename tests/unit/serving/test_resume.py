@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.errors import ReplicaLost, StaleEpoch, UnknownSession
+from actors.errors import Draining, ReplicaLost, StaleEpoch, UnknownSession
 from actors.messages import FrameOut
 from serving.conversation import Conversation
 from serving.resume import Missed, NothingToResume, Replay, Ticket, Tickets
@@ -181,23 +181,33 @@ async def test_who_comes_too_late() -> None:
     await world.assert_nothing_is_left()
 
 
-async def test_an_ingress_that_leaves_lets_its_clients_slots_wait() -> None:
+async def test_an_ingress_that_leaves_lets_the_slots_of_lost_clients_wait() -> None:
     world = World()
-    entered = world.hub.open(SPEC, TENANT, "test", resumable=True)
-    former = await entered.__aenter__()
-    await run(world, former.ready())
-    await talk(world, former, 5)
-    leaving = asyncio.create_task(world.hub.hang_up("It is being restarted."))
-    await world.run(2)
-    await entered.__aexit__(None, None, None)
-    await leaving
+    ticket, _ = await lost_client(world, world.hub, 5)
+    await world.hub.close()
+    assert world.hub.live == 0
     assert world.replicas["r0"].held
     assert world.router.leases
     hub = world.ingress("i1")
-    resuming = hub.resume(Ticket(former.session, 0), TENANT, "test", Missed())
+    resuming = hub.resume(ticket, TENANT, "test", Missed())
     await talk(world, await run(world, resuming.__aenter__()), 5)
     await resuming.__aexit__(None, None, None)
     await hub.close()
+    await world.assert_nothing_is_left()
+
+
+async def test_a_system_that_stops_waits_for_nobody() -> None:
+    world = World()
+    await lost_client(world, world.hub, 5)
+    entered = world.hub.open(SPEC, TENANT, "test", resumable=True)
+    conversation = await entered.__aenter__()
+    await run(world, conversation.ready())
+    leaving = asyncio.create_task(world.hub.hang_up("The server is stopping."))
+    with pytest.raises(Draining):
+        await conversation.watch()
+    conversation.park()  # as for any client whose socket goes
+    await entered.__aexit__(None, None, None)
+    await leaving
     await world.assert_nothing_is_left()
 
 
