@@ -44,9 +44,13 @@ def measure(model: LanguageModel, slots: int, contexts: Sequence[int], kinds: Se
     """Prints a line for each candidate: ms of a step at each context, and beside a prompt's tile at the last."""
     steps: dict[Candidate, FrameStep] = {}
     for attention, linear in kinds:
-        chosen = Backends(step="compiled", attention=attention, linear=linear)
-        if attention == IN_PAGES:
-            chosen = Backends(step="compiled", kv_overcommit=LEAST_OVERCOMMIT)
+        paged = attention == IN_PAGES
+        chosen = Backends(
+            step="compiled",
+            attention="ours" if paged else attention,
+            linear=linear,
+            kv_overcommit=LEAST_OVERCOMMIT if paged else 1.0,
+        )
         cache = make_cache(model.config, slots + 1, DEFAULT_TILE, device=CPU, dtype=model.dtype, backend=chosen)
         for slot in range(slots + 1):  # as if it had been filled: a page that is not there is not to be read
             cache.cover([Span(0, cache.window + DEFAULT_TILE, slot, 0)])
