@@ -118,6 +118,13 @@ class SessionRouter:
             raise UnknownSession("There is no such conversation any more.")
         return _grant_of(lease, holder)
 
+    def unspend(self, session: str, epoch: int, ingress: str) -> None:
+        """The token that this resume used is good again. Raises StaleEpoch when this ingress does not hold it."""
+        try:
+            self._leases.unspend(session, epoch, ingress)
+        except NotHeld as error:
+            raise StaleEpoch(str(error)) from error
+
     def release(self, session: str, epoch: int, ingress: str, *, opened: bool = True) -> None:
         """Give a slot back. Raises actors.errors.StaleEpoch when this ingress does not hold it (any more)."""
         try:

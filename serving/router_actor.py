@@ -70,6 +70,12 @@ class RouterShell:
     async def resume(self, request: ResumeRequest) -> Grant | Refusal:
         return await self._or_refusal(self._router.resume(complete(request)))
 
+    async def unspend(self, session: str, epoch: int, ingress: str) -> None:
+        try:
+            self._router.unspend(session, epoch, ingress)
+        except ServingError as error:
+            log.info("unspend: %s", error)
+
     async def release(self, session: str, epoch: int, ingress: str, opened: bool) -> None:
         try:
             self._router.release(session, epoch, ingress, opened=opened)
@@ -212,6 +218,10 @@ class RouterClient:
     async def resume(self, request: ResumeRequest) -> Grant:
         """As `acquire`."""
         return await self._grant(lambda: self._router.resume.remote(request))
+
+    async def unspend(self, session: str, epoch: int) -> None:
+        """Never raises: at worst the conversation cannot be resumed, and ends when its grace is over."""
+        await self._once(lambda: self._router.unspend.remote(session, epoch, self._ingress))
 
     async def release(self, session: str, epoch: int, *, opened: bool) -> None:
         """Never raises: a release that is lost is made good by the replica's next report."""

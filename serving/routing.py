@@ -148,6 +148,10 @@ class RouterPort(Protocol):
         """The same slot for a new ingress, under the next epoch and serial; the replica learns it by OpenRequest.adopt.
         Raises UnknownSession (gone, or another tenant's) and StaleEpoch (this serial has been used)."""
 
+    async def unspend(self, session: str, epoch: int) -> None:
+        """The token that the resume to this epoch used is good again: its client was lost before it had been given the
+        next one, or the slot could not be taken over. To be called by whoever resumed it, once. Never raises."""
+
     async def release(self, session: str, epoch: int, *, opened: bool) -> None:
         """Give a slot back: the conversation's (a prepared one goes with it), or the prepared one by its epoch.
         `opened` False: its replica was never asked. Never raises."""

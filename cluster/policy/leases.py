@@ -176,6 +176,15 @@ class LeaseTable:
         )  # fmt: skip
         return self._insert(self._active, taken)
 
+    def unspend(self, session: str, epoch: int, owner: str) -> None:
+        """The serial that this resume used is in force again: its client has not learnt of the next one. Raises NotHeld
+        unless exactly this owner holds exactly this epoch."""
+        lease = self._active.get(session)
+        if lease is None or (lease.epoch, lease.owner) != (epoch, owner) or not lease.serial:
+            raise NotHeld(f"{owner} has not resumed session {session} at epoch {epoch}")
+        self._remove(lease)
+        self._insert(self._active, replace(lease, serial=lease.serial - 1))
+
     def release(self, session: str, epoch: int, owner: str, now_s: float, *, opened: bool = True) -> Lease:
         """Give a lease back, with it the pending one; or the pending one alone, by its epoch. Raises NotHeld unless
         exactly this owner holds exactly this epoch.

@@ -386,6 +386,24 @@ async def test_a_resume_whose_ingress_died_may_be_done_again_after_a_lease(stage
     assert stage.report("r1") == ()
 
 
+async def test_a_token_is_not_used_up_by_a_client_that_never_got_the_next_one(stage: Stage) -> None:
+    stage.start("r1")
+    await stage.call("a")
+    lost = await stage.router.resume(back("a", 0, "i2"))
+    for ingress, epoch in (("i2", 1), ("i3", 2)):
+        with pytest.raises(StaleEpoch):
+            stage.router.unspend("a", epoch, ingress)
+    stage.router.unspend("a", lost.epoch, "i2")  # before its replica has heard of it …
+    again = await stage.router.resume(back("a", 0, "i3"))
+    assert (again.epoch, again.serial) == (3, 1)
+    stage.hold(again)
+    stage.router.unspend("a", again.epoch, "i3")  # … or afterwards
+    assert (await stage.router.resume(back("a", 0, "i2"))).serial == 1
+    assert stage.report("r1") == ()
+    with pytest.raises(StaleEpoch):
+        await stage.router.resume(back("a", 0, "i3"))
+
+
 async def test_a_conversation_whose_time_to_be_resumed_ran_out_is_over_everywhere(stage: Stage) -> None:
     stage.start("r1")
     await stage.call("a")
