@@ -5,6 +5,7 @@ All of them advance any set of a lane's slots by a frame and give a slot the bit
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -18,13 +19,22 @@ from models.slot_state import SlotState
 Rows = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]
 
+log = logging.getLogger(__name__)
+
 # inputs [group, width] fp32 or int64, state of the group, active [group] bool → outputs [group, width']
 Step = Callable[[Tensor, SlotState, Tensor], Tensor]
-# inputs [n, width], the state of all slots, the n slots → outputs [n, width']
-CompiledStep = Callable[[Rows, SlotState, Index], Rows]
+
 
 # Groups computed in one call where that gives the same bits; beyond four, nothing is gained.
 _WIDTHS = (4, 2, 1)
+
+
+class CompiledStep(Protocol):
+    """graphs.compiled_codec's two."""
+
+    def __call__(self, rows: Rows, state: SlotState, slots: Index, run: int = 1, outputs: bool = True, /) -> Rows:
+        """inputs [n, width], the state of all slots, the n slots, each `run` times in a row → outputs [n, width']"""
+        ...
 
 
 class Runner(Protocol):
@@ -40,11 +50,19 @@ class Runner(Protocol):
         """
         ...
 
+    run_most: int  # frames of one slot that `replay` may be given at once, to its advantage
+
+    def replay(self, slots: Index, rows: Rows, outputs: bool) -> None:
+        """Advances n streams by k frames each, [n, k, width], with the bits that k calls of `start` would leave. What
+        comes out is lost. outputs False: what only concerns outputs need not even be computed (`_Lane.replay`)."""
+        ...
+
 
 class CompiledRunner:
     """Exactly the slots given, in one call (graphs.compiled_codec). An idle slot costs nothing."""
 
     group = 1
+    run_most = 16  # products of so many rows use the weights well; with longer runs frames would wait behind one call
 
     def __init__(self, step: CompiledStep, state: SlotState) -> None:
         self.state = state
@@ -54,6 +72,11 @@ class CompiledRunner:
         """See Runner; on return it is done."""
         done = self._step(rows, self.state, slots)
         return lambda: done
+
+    def replay(self, slots: Index, rows: Rows, outputs: bool) -> None:
+        """See Runner."""
+        count, run, width = rows.shape
+        self._step(rows.reshape(count * run, width), self.state, np.repeat(slots, run), run, outputs)
 
 
 def spans(groups: Sequence[int], widths: Sequence[int]) -> list[tuple[int, int]]:
@@ -71,7 +94,22 @@ def spans(groups: Sequence[int], widths: Sequence[int]) -> list[tuple[int, int]]
     return found
 
 
-class GroupedRunner:
+class _FrameByFrame:
+    """For runners whose rows are tied to slots."""
+
+    run_most = 1
+
+    def start(self, slots: Index, rows: Rows) -> Callable[[], Rows]:
+        raise NotImplementedError
+
+    def replay(self, slots: Index, rows: Rows, outputs: bool) -> None:
+        """See Runner."""
+        del outputs  # what computes them computes the rest as well
+        for frame in range(rows.shape[1]):
+            self.start(slots, rows[:, frame])()
+
+
+class GroupedRunner(_FrameByFrame):
     """Groups of slots whose rows are always computed together: a product's rounding may depend on its rows.
 
     An idle group costs nothing; an idle slot in a busy group costs as much as a busy one. `widths` are the numbers of
@@ -141,7 +179,7 @@ class GroupedRunner:
         return lambda: fetched
 
 
-class StaticRunner:
+class StaticRunner(_FrameByFrame):
     """All slots in one step of fixed shape, who is active being part of its input; on CUDA one graph on its own stream.
 
     The copies in and out are in the graph, too: a frame is one launch, and the host waits where its outputs are asked
@@ -164,9 +202,15 @@ class StaticRunner:
             output = step(self._inputs, self.state, self._active)  # of nobody: no stream advances
         self._host_output = torch.empty(output.shape, dtype=output.dtype, pin_memory=on_cuda)
         self._waiting = False
+        self._stream: Any = None  # on CUDA
         self._graph: Any = None
         if on_cuda:
             self._capture()
+
+    @property
+    def captured(self) -> bool:
+        """Whether a frame is one CUDA graph."""
+        return self._graph is not None
 
     def _run(self) -> None:
         self._inputs.copy_(self._host_inputs, non_blocking=True)
@@ -183,9 +227,13 @@ class StaticRunner:
             self._run()
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        # Another thread of the process may allocate meanwhile; only this one's calls are recorded.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._run()
+        try:
+            # Another thread of the process may allocate meanwhile; only this one's calls are recorded.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._run()
+        except RuntimeError as error:
+            log.warning("the codec runs without a CUDA graph, one launch after the other: %s", error)
+            return
         self._graph = graph
 
     @torch.inference_mode()
@@ -197,18 +245,21 @@ class StaticRunner:
         active = self._host_active.numpy()
         active[:] = False
         active[slots] = True
-        if self._graph is None:
+        if self._stream is None:
             self._run()
         else:
             # Whoever reset or restored a slot did so on the current stream.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
-                self._graph.replay()
+                if self._graph is not None:
+                    self._graph.replay()
+                else:
+                    self._run()
                 self._done.record(self._stream)
         self._waiting = True
 
         def fetch() -> Rows:
-            if self._graph is not None:
+            if self._stream is not None:
                 self._done.synchronize()
             self._waiting = False
             fetched: Rows = self._host_output.numpy()[slots]

@@ -25,7 +25,9 @@ def test_a_captured_frame_is_the_operators_bit_for_bit() -> None:
     random = np.random.default_rng(0)
     captured = EncoderLane(mimi, SLOTS), DecoderLane(mimi, SLOTS)
     eager = EncoderLane(mimi, SLOTS, runner="torch"), DecoderLane(mimi, SLOTS, runner="torch")
-    assert all(isinstance(lane.runner, StaticRunner) for lane in captured)
+    for lane in captured:
+        assert isinstance(lane.runner, StaticRunner)
+        assert lane.runner.captured
     for frame in range(30):
         slots = [int(slot) for slot in random.permutation(SLOTS) if random.random() < 0.7]
         pcm = random.integers(-8_000, 8_000, (len(slots), FRAME_SAMPLES)).astype(np.int16)
