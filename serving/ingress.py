@@ -14,7 +14,7 @@ from serving.api import IngressParts, build_api
 from serving.ingress_chat import ChatEndpoint, ServedModel
 from serving.plan import Plan
 from serving.resume import Tickets
-from serving.router_actor import RouterClient
+from serving.router_client import RouterClient
 from serving.session import ConversationHub, Place
 from serving.telemetry import Telemetry
 from serving.tenants import Tenants

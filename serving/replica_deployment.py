@@ -15,7 +15,7 @@ from actors.stages_actor import ActorOptions, StageActors
 from serving.pieces import load_pieces
 from serving.plan import Plan
 from serving.replica_host import HostConfig, ReplicaHost, Stages
-from serving.router_actor import RouterClient
+from serving.router_client import RouterClient
 from serving.telemetry import Telemetry
 
 

@@ -1,20 +1,20 @@
-"""The session router as a named Ray actor that is restarted for ever, and the client that ingress and replica use."""
+"""The session router as a named Ray actor that is restarted for ever; who asks it uses serving.router_client."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.errors import NoCapacity, ServingError, from_code
+from actors.errors import ServingError
 from actors.messages import ReplicaReport
 from serving.router import SessionRouter
 from serving.routing import (
@@ -34,12 +34,8 @@ T = TypeVar("T")
 NAME = "session-router"
 NAMESPACE = "personaplex"
 TICKS_PER_LEASE = 6
-# A killed router is back after 1-2 s and knows everything after one report more. Callers wait that long for it.
-RETRY_FOR_S = 8.0
 RETRY_EVERY_S = 0.2
 REPLACE_WITHIN_S = 20.0
-# Somebody who deploys replaces it: whoever misses it looks for the new one, and starts one only when there is none.
-LOOK_FOR_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,132 +184,3 @@ def _head_node() -> str | None:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray
     heads = [node["NodeID"] for node in nodes if node["Alive"] and "node:__internal_head__" in node["Resources"]]
     return heads[0] if heads else None
-
-
-class RouterClient:
-    """serving.routing.RouterPort over Ray. One per process; finds the router again after its death."""
-
-    def __init__(self, config: RouterConfig, ingress: str = "") -> None:
-        self._config = config
-        self._ingress = ingress
-        self._router = start_router(config)
-        self._search: asyncio.Task[None] | None = None
-
-    async def acquire(self, request: AcquireRequest) -> Grant:
-        """Raises what the router raises, and NoCapacity when it cannot be reached."""
-        return await self._grant(lambda: self._router.acquire.remote(request), request.wait_s)
-
-    async def prepare(self, request: AcquireRequest) -> Grant:
-        """As `acquire`."""
-        return await self._grant(lambda: self._router.prepare.remote(request), request.wait_s)
-
-    async def commit(self, session: str, epoch: int) -> None:
-        """Raises what the router raises, and ConnectionError when it cannot be reached."""
-        try:
-            refusal = await self._insist(lambda: self._router.commit.remote(session, epoch, self._ingress))
-        except NoCapacity as error:
-            raise ConnectionError(error.message) from error
-        _raise_if_refused(refusal)
-
-    async def resume(self, request: ResumeRequest) -> Grant:
-        """As `acquire`."""
-        return await self._grant(lambda: self._router.resume.remote(request))
-
-    async def unspend(self, session: str, epoch: int) -> None:
-        """Never raises: at worst the conversation cannot be resumed, and ends when its grace is over."""
-        await self._once(lambda: self._router.unspend.remote(session, epoch, self._ingress))
-
-    async def release(self, session: str, epoch: int, *, opened: bool) -> None:
-        """Never raises: a release that is lost is made good by the replica's next report."""
-        await self._once(lambda: self._router.release.remote(session, epoch, self._ingress, opened))
-
-    async def abandon(self, session: str, after_epoch: int = 0) -> None:
-        """Never raises: what was granted runs out by itself."""
-        await self._once(lambda: self._router.abandon.remote(session, self._ingress, after_epoch))
-
-    async def locate(self, session: str) -> Grant | None:
-        """Raises NoCapacity when the router cannot be reached."""
-        grant = await self._insist(lambda: self._router.locate.remote(session))
-        assert grant is None or isinstance(grant, Grant)
-        return None if grant is None else complete(grant)
-
-    async def replicas(self) -> tuple[ReplicaView, ...]:
-        """As `locate`."""
-        views = await self._insist(lambda: self._router.replicas.remote())
-        assert isinstance(views, tuple)
-        return tuple(complete(view) for view in views)
-
-    async def drain(self, replica: str) -> None:
-        """Raises UnknownReplica, and NoCapacity when the router cannot be reached."""
-        _raise_if_refused(await self._insist(lambda: self._router.drain.remote(replica)))
-
-    async def report(self, report: ReplicaReport) -> ReportReply:
-        """Raises ConnectionError while the router is away: report again at the next beat."""
-        try:
-            reply = await self._router.report.remote(report)
-        except RayError as error:
-            self._search_router()
-            raise ConnectionError(type(error).__name__) from error
-        assert isinstance(reply, ReportReply)
-        return complete(reply)
-
-    async def forget(self, replica: str) -> None:
-        await self._once(lambda: self._router.forget.remote(replica))
-
-    async def status(self) -> RouterStatus:
-        """Raises NoCapacity when the router cannot be reached."""
-        status = await self._insist(lambda: self._router.status.remote())
-        assert isinstance(status, RouterStatus)
-        return complete(status)
-
-    async def _grant(self, call: Callable[[], Awaitable[object]], patience_s: float = 0.0) -> Grant:
-        outcome = await self._insist(call, patience_s)
-        _raise_if_refused(outcome)
-        assert isinstance(outcome, Grant)
-        return complete(outcome)
-
-    async def _insist(self, call: Callable[[], Awaitable[T]], patience_s: float = 0.0) -> T:
-        deadline_s = asyncio.get_running_loop().time() + max(patience_s, RETRY_FOR_S)
-        while True:
-            try:
-                return await call()
-            except RayActorError as error:
-                if asyncio.get_running_loop().time() >= deadline_s:
-                    raise NoCapacity("The session router cannot be reached.") from error
-                log.warning("the session router is away: %s", type(error).__name__)
-            self._search_router()
-            await asyncio.sleep(RETRY_EVERY_S)
-
-    async def _once(self, call: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await call()
-        except RayError as error:
-            log.warning("the session router did not hear us: %s", type(error).__name__)
-
-    def _search_router(self) -> None:
-        """Ask Ray for the router again, in a thread: while the head is away that takes until it is back, and this loop
-        carries live frames meanwhile."""
-        if self._search is None or self._search.done():
-            self._search = asyncio.create_task(self._find_router())
-
-    async def _find_router(self) -> None:
-        try:
-            self._router = await asyncio.to_thread(_find_or_start, self._config)
-        except (RayError, ValueError, RuntimeError) as error:  # ValueError: it died while Ray looked its name up
-            log.warning("the session router was not found: %s", error)
-
-
-def _find_or_start(config: RouterConfig) -> Any:
-    deadline_s = time.monotonic() + LOOK_FOR_S
-    while True:
-        try:
-            return ray.get_actor(NAME, NAMESPACE)
-        except ValueError:
-            if time.monotonic() >= deadline_s:
-                return start_router(config)
-        time.sleep(RETRY_EVERY_S)
-
-
-def _raise_if_refused(outcome: object) -> None:
-    if isinstance(outcome, Refusal):
-        raise from_code(outcome.code, outcome.message, outcome.next_step)

@@ -15,7 +15,7 @@ from serving.guard import guard_environment
 from serving.haproxy import free_port
 from serving.local import deploy
 from serving.router import RouterConfig
-from serving.router_actor import RouterClient
+from serving.router_client import RouterClient
 from serving.settings import ServeSettings
 from tests.polling import until
 from tests.real_server import call

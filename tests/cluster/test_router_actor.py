@@ -11,7 +11,8 @@ import ray
 from actors.errors import NoCapacity, StaleEpoch, TenantLimit, UnknownReplica, UnknownSession
 from actors.messages import ReplicaReport, SlotReport
 from serving.router import AcquireRequest, ResumeRequest, RouterConfig
-from serving.router_actor import NAME, NAMESPACE, RouterClient, replace_router
+from serving.router_actor import NAME, NAMESPACE, replace_router
+from serving.router_client import RouterClient
 from tests.polling import until
 
 CONFIG = RouterConfig(lease_s=2.0)
