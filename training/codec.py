@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.config import FRAME_SAMPLES, SAMPLE_RATE
 from training import codec_model
 from training.adversarial import Discriminators, discriminator_loss, generator_losses
+from training.average import Average, newest
 from training.codec_data import PackedSpeech, batches, draw
 from training.codec_losses import SpectralLoss
 from training.codec_model import CodecTrainer
@@ -83,7 +84,9 @@ class CodecRun:
         self.step, self.hearing_step = int(about["step"]), int(about["hearing_step"])
         weights = without_moments(tensors)
         own = {name: tensor for name, tensor in weights.items() if not name.startswith(_JUDGE)}
-        self.trainer.load_state_dict({**self.trainer.state_dict(), **own})
+        self.trainer.load_state_dict({**self.trainer.state_dict(), **newest(own)})
+        self.average = Average(self.trainer)
+        self.average.load(own, self.step)
         unpack_moments(self.optimizer, self.trainer.named_parameters(), tensors, self.step)
         if judge := {n.removeprefix(_JUDGE): t for n, t in weights.items() if n.startswith(_JUDGE)}:
             self.judge.load_state_dict(judge)
@@ -95,7 +98,8 @@ class CodecRun:
 
     def save(self, folder: Path) -> None:
         """Leaves everything that going on needs."""
-        tensors = {**self.trainer.state_dict(), **pack_moments(self.optimizer, self.trainer.named_parameters())}
+        moments = pack_moments(self.optimizer, self.trainer.named_parameters())
+        tensors = {**self.trainer.state_dict(), **self.average.state(), **moments}
         if self.judging:
             tensors.update({f"{_JUDGE}{name}": tensor for name, tensor in self.judge.state_dict().items()})
             tensors.update(pack_moments(self.judge_optimizer, self._named_judge()))
@@ -119,6 +123,7 @@ class CodecRun:
         torch.autograd.backward(total)
         norm = clip(self.optimizer, preset.gradient_limit)
         self.optimizer.step()
+        self.average.update()
         self.step += 1
         return {name: float(value.detach()) for name, value in losses.items()} | {"grad": norm}
 
@@ -177,7 +182,8 @@ def train(preset: CodecPreset, folder: Path, pcm: Path, piece: Piece, device: to
             progress(run.step, preset.steps, f"{rate:.1f} x real time", means)
             ticked, audio_s, sums = time.monotonic(), 0.0, {}
         if run.step % preset.validate_every == 0:
-            log.write(step=run.step, **run.validate(unseen))
+            with run.average:
+                log.write(step=run.step, **run.validate(unseen))
         if piece.due():
             run.save(folder)
     stream.close()

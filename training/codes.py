@@ -23,6 +23,7 @@ from models.config import FRAME_SAMPLES
 from models.demo_checkpoint import TOKENIZER, constant_codes
 from models.mimi import Mimi
 from models.tokenizer import TextTokenizer
+from training.average import averaged
 from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank, read_pcm
 from training.codec_model import CONFIG, hearing_digest
 from training.dialogues import dialogue_path, load_description
@@ -38,12 +39,16 @@ _VOICE_FRAMES = (38, 75)  # a voice prompt takes 3 to 6 s
 
 
 def load_codec(folder: Path) -> tuple[Mimi, int]:
-    """The codec as trained so far, as precise as it ships, and its step. Raises FileNotFoundError if there is none."""
+    """The codec as trained so far, its weights averaged and as precise as they ship, and its step.
+
+    Raises FileNotFoundError if there is none.
+    """
     saved = load_state(folder)
     if saved is None:
         raise FileNotFoundError(f"{folder} has no codec: run `python -m training.codec` first")
     mimi = Mimi(CONFIG)
-    weights = {name.removeprefix("mimi."): value for name, value in saved[0].items() if name.startswith("mimi.")}
+    tensors = averaged(saved[0])
+    weights = {name.removeprefix("mimi."): value for name, value in tensors.items() if name.startswith("mimi.")}
     # As shipped: the codes must be those that the fp16 file will give.
     mimi.load_state_dict({name: value.half().float() for name, value in weights.items()})
     return mimi.eval(), int(saved[1]["step"])

@@ -197,7 +197,7 @@ def main() -> None:
 
 def _fitted(name: str) -> bool:
     """Whether a tensor of a codec's state is this stage's to set."""
-    name = name.removeprefix("mimi.")
+    name = name.removeprefix("average.").removeprefix("mimi.")
     return hears(name) or "output_proj" in name or name.startswith("upsample.")
 
 

@@ -23,6 +23,7 @@ from models.config import FRAME_SAMPLES, SAMPLE_RATE, MimiConfig
 from models.demo_checkpoint import random_mimi
 from models.mimi import Mimi
 from training import codec_model
+from training.average import Average, averaged, newest
 from training.codec_data import CodecBatch, PackedSpeech, batches, draw
 from training.folders import Log, state_folder
 from training.optim import adamw, clip, learning_rate, pack_moments, set_rate, unpack_moments, without_moments
@@ -44,7 +45,7 @@ class HearingPreset:
 
 
 PRESETS = {
-    "cpu": HearingPreset(batch=4, frames=36, steps=12_000, peak=1e-3),
+    "cpu": HearingPreset(batch=4, frames=36, steps=20_000, peak=7e-4),
     "cuda": HearingPreset(batch=64, frames=48, steps=12_000, peak=1e-3),
 }
 
@@ -91,12 +92,12 @@ def losses_of(model: Hearing, batch: CodecBatch) -> dict[str, Tensor]:
 
 
 def load_hearing(folder: Path, features: int) -> tuple[Hearing, int]:
-    """The encoder as trained so far and its step. Raises FileNotFoundError if there is none."""
+    """The encoder as trained so far, its weights averaged, and its step. Raises FileNotFoundError if there is none."""
     saved = load_state(folder)
     if saved is None:
         raise FileNotFoundError(f"{folder} has no encoder: run `python -m training.hearing` first")
     model = Hearing(codec_model.CONFIG, features)
-    model.load_state_dict({**model.state_dict(), **without_moments(saved[0])})
+    model.load_state_dict({**model.state_dict(), **averaged(without_moments(saved[0]))})
     return model.eval(), int(saved[1]["step"])
 
 
@@ -106,14 +107,15 @@ def train(preset: HearingPreset, folder: Path, pcm: Path, piece: Piece, device: 
     torch.manual_seed(seed)
     model = Hearing(codec_model.CONFIG, speech.features).to(device).train()
     optimizer = adamw(model, betas=(0.9, 0.99), weight_decay=1e-3)
-    step = 0
+    average, step = Average(model), 0
     if (saved := load_state(folder)) is not None:
-        model.load_state_dict({**model.state_dict(), **without_moments(saved[0])})
+        model.load_state_dict({**model.state_dict(), **newest(without_moments(saved[0]))})
         step = int(saved[1]["step"])
+        average.load(saved[0], step)
         unpack_moments(optimizer, model.named_parameters(), saved[0], step)
 
     def save() -> None:
-        tensors = {**model.heard(), **pack_moments(optimizer, model.named_parameters())}
+        tensors = {**model.heard(), **average.state(), **pack_moments(optimizer, model.named_parameters())}
         save_state(folder, tensors, {"step": step, "kind": "hearing"})
 
     ticked, audio_s, sums = time.monotonic(), 0.0, dict[str, float]()
@@ -128,6 +130,7 @@ def train(preset: HearingPreset, folder: Path, pcm: Path, piece: Piece, device: 
         torch.autograd.backward(losses["columns"] + preset.speech_weight * losses["speech"])
         norm = clip(optimizer, preset.gradient_limit)
         optimizer.step()
+        average.update()
         step += 1
         figures = {name: float(value.detach()) for name, value in losses.items()} | {"grad": norm}
         sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
@@ -139,7 +142,8 @@ def train(preset: HearingPreset, folder: Path, pcm: Path, piece: Piece, device: 
             progress(step, preset.steps, f"{rate:.1f} x real time", means)
             ticked, audio_s, sums = time.monotonic(), 0.0, {}
         if step % preset.validate_every == 0:
-            log.write(step=step, **validate(model, unseen, preset, device))
+            with average:
+                log.write(step=step, **validate(model, unseen, preset, device))
         if piece.due():
             save()
     stream.close()
