@@ -257,7 +257,8 @@ class SessionRouter:
             return self._fleet.place_call(request.ingress_node, request.avoid, self._line.urgent)
         suspect = standing(request.deaths) is Standing.SUSPECT
         avoid = self._avoided(waiter)
-        return self._fleet.place_again(request.ingress_node, avoid, suspect=suspect, now_s=self._clock())
+        spot = self._fleet.place_again(request.ingress_node, avoid, suspect=suspect, now_s=self._clock())
+        return None if spot is not None and request.apart and spot.node == request.ingress_node else spot
 
     def _avoided(self, waiter: Waiter) -> tuple[str, ...]:
         if waiter.purpose is Purpose.MOVE:
@@ -355,4 +356,6 @@ def _claim(request: AcquireRequest, purpose: Purpose) -> Claim:
 
 def _grant_of(lease: Lease, holder: Member) -> Grant:
     report = holder.report
-    return Grant(lease.session, lease.epoch, report.replica, report.address, report.numerics_id, lease.serial)
+    return Grant(
+        lease.session, lease.epoch, report.replica, report.address, report.numerics_id, lease.serial, report.node
+    )

@@ -39,6 +39,7 @@ class AcquireRequest:
     deaths: int = 0  # replicas in a row that died soon after they had taken this conversation
     resumable: bool = False  # its client holds a resume token
     serial: int = 0  # how often it has been resumed
+    apart: bool = False  # of a move: only to another node than the ingress's, where it is now
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Grant:
     address: str
     numerics_id: str
     serial: int = 0
+    node: str = ""  # if it is the ingress's own, one machine's death would take slot and journal: see `apart`
 
 
 @dataclass(frozen=True, slots=True)

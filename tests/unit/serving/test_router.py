@@ -56,7 +56,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 async def test_a_grant_names_the_replica_its_address_and_the_first_epoch(router: SessionRouter) -> None:
     router.report(report_of())
-    assert await router.acquire(ask("a")) == Grant("a", 1, "r1", "ws://r1", "numerics")
+    assert await router.acquire(ask("a")) == Grant("a", 1, "r1", "ws://r1", "numerics", node="n1")
 
 
 async def test_without_room_it_refuses_at_once(router: SessionRouter) -> None:

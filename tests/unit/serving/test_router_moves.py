@@ -173,6 +173,19 @@ async def test_a_move_that_its_ingress_forgot_is_undone(stage: Stage) -> None:
     assert await stage.router.locate("a") == old
 
 
+async def test_a_move_apart_goes_to_another_node_than_the_ingress_or_nowhere(stage: Stage) -> None:
+    for replica in ("r1", "r2"):
+        stage.start(replica)
+    grant = await stage.call("a", ingress_node="node of r2")
+    assert grant.node == "node of r1"
+    near = ask("a", after_epoch=1, ingress_node="node of r2", apart=True)
+    with pytest.raises(NoCapacity):  # only the ingress's own node has room: it had better stay
+        await stage.router.prepare(near)
+    assert stage.view("r2") == (0, 0, 4)
+    stage.start("r3")
+    assert (await stage.router.prepare(near)).node == "node of r3"
+
+
 async def test_nobody_moves_what_another_ingress_carries(stage: Stage) -> None:
     for replica in ("r1", "r2"):
         stage.start(replica)

@@ -27,6 +27,7 @@ class Newer:
     address: str
     numerics_id: str
     serial: int = 0
+    node: str = ""
     invented: str = "tomorrow"
 
 
