@@ -56,9 +56,10 @@ class PackedSpeech:
 
 
 def draw(speech: PackedSpeech, batch: int, frames: int, rng: np.random.Generator, *, clean: bool = False) -> CodecBatch:
-    """One training batch: mostly clean speech, some through a microphone; now and then silence, noise or a tone.
+    """One training batch: mostly clean speech, some of it by voices that do not exist or through a microphone; now
+    and then silence, noise or a tone.
 
-    clean: no microphone; what is only to be spoken never sounds like one.
+    clean: the voices as they are, and no microphone: what is only to be spoken sounds like nothing else.
     """
     audios, semantics, spoken = [], [], []
     for _ in range(batch):
@@ -69,11 +70,24 @@ def draw(speech: PackedSpeech, batch: int, frames: int, rng: np.random.Generator
         elif kind < 0.2 and not clean:
             audio = microphone(audio, rng)
         else:
+            if kind < 0.45 and not clean:
+                audio = _another_voice(speech, frames, rng)
             audio = limited(audio * np.float32(decibels(float(rng.uniform(-12, 3)))))
         audios.append(audio)
         semantics.append(semantic)
-        spoken.append(kind >= 0.04)
+        spoken.append(0.04 <= kind < 0.2 or kind >= 0.45 or (clean and kind >= 0.04))
     return CodecBatch(torch.from_numpy(np.stack(audios)), torch.from_numpy(np.stack(semantics)), torch.tensor(spoken))
+
+
+def _another_voice(speech: PackedSpeech, frames: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Speech played faster or slower, pitch and formants with it: a throat that none of the voices has."""
+    rate = float(rng.uniform(0.85, 1.18))
+    audio, _ = speech.crop(int(np.ceil(frames * rate)), rng)
+    samples = frames * FRAME_SAMPLES
+    taken = audio[: int(samples * rate)]
+    spectrum = np.fft.rfft(taken)[: samples // 2 + 1] * (samples / len(taken))
+    heard: npt.NDArray[np.float32] = np.fft.irfft(spectrum, samples).astype(np.float32)
+    return heard
 
 
 def _no_speech(samples: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:

@@ -51,7 +51,7 @@ class Reading:
         save_file({"basis": self.basis.contiguous(), "mean": self.mean.contiguous()}, folder / _BASIS)
 
 
-def k_means(points: Tensor, entries: int, generator: torch.Generator, rounds: int = 10) -> Tensor:
+def k_means(points: Tensor, entries: int, generator: torch.Generator, rounds: int = 15) -> Tensor:
     """Lloyd's algorithm: points [n, dim] → centres [entries, dim]. A centre nobody chose moves to a random point."""
     centres = points[torch.randint(len(points), (entries,), generator=generator)].clone()
     for _ in range(rounds):
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--hearing", type=Path, default=state_folder() / "hearing")
     parser.add_argument("--folder", type=Path, default=state_folder() / "codec")
     parser.add_argument("--pcm", type=Path, default=state_folder() / "pcm")
-    parser.add_argument("--batches", type=int, default=500, help="of four crops of 2.88 s")
+    parser.add_argument("--batches", type=int, default=900, help="of four crops of 2.88 s")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if (arguments.folder / FROZEN).exists():

@@ -12,7 +12,7 @@ import torch
 from models.config import FRAME_SAMPLES, SAMPLE_RATE, CodecTransformerConfig, MimiConfig, QuantizerConfig, SeanetConfig
 from training import codec, codec_model, fit_codebooks, hearing
 from training.adversarial import Discriminators, discriminator_loss, generator_losses
-from training.codec_data import PackedSpeech, draw
+from training.codec_data import PackedSpeech, _another_voice, draw
 from training.codec_losses import SpectralLoss
 from training.codec_model import CodecTrainer
 from training.fit_codebooks import Sample
@@ -189,6 +189,26 @@ class TestData:
         assert one.audio.shape == (3, 12 * FRAME_SAMPLES)
         assert one.semantic.shape == (3, 12, _FEATURES)
         assert float(one.audio.abs().max()) <= 0.99
+
+    def test_another_voice_has_another_pitch_and_the_same_level(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "train-000.npy", (20_000 * tone(200.0, 400)[0].numpy()).astype(np.int16))
+        np.save(tmp_path / "train-000-semantic.npy", np.zeros((400, _FEATURES), dtype=np.float16))
+        speech = PackedSpeech(tmp_path, "train")
+        pitches = set()
+        for seed in range(8):
+            audio = _another_voice(speech, 20, np.random.default_rng(seed))
+            assert audio.shape == (20 * FRAME_SAMPLES,)
+            spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
+            pitches.add(int(np.argmax(spectrum)) * SAMPLE_RATE / len(audio))
+            assert float(np.sqrt(np.mean(audio**2))) == pytest.approx(0.3 * 20_000 / 32_768 / np.sqrt(2), rel=0.02)
+        assert all(200 * 0.84 < pitch < 200 * 1.19 for pitch in pitches)
+        assert len(pitches) > 5
+
+    def test_what_is_to_be_spoken_is_drawn_clean(self, pcm: Path) -> None:
+        speech = PackedSpeech(pcm, "train")
+        batch = draw(speech, 64, 4, np.random.default_rng(1), clean=True)
+        assert 0.85 < float(batch.spoken.float().mean()) < 1.0
+        assert float(draw(speech, 64, 4, np.random.default_rng(1)).spoken.float().mean()) < 0.85
 
     def test_a_missing_side_says_what_to_run(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"training\.pack"):
