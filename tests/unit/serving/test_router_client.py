@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,8 +59,9 @@ def says(answer: object) -> Callable[[], Awaitable[object]]:
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RouterClient]:
+async def client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., RouterClient]]:
     """A client of the first router, which finds the next one when it looks again."""
+    made: list[RouterClient] = []
 
     def make(*routers: Router) -> RouterClient:
         left = list(routers)
@@ -68,9 +69,11 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RouterClient]:
         monkeypatch.setattr(router_client, "_find_or_start", lambda _: left.pop(0) if left else routers[-1])
         monkeypatch.setattr(router_client, "RETRY_EVERY_S", 0.001)
         monkeypatch.setattr(router_client, "RETRY_FOR_S", 0.05)
-        return RouterClient(RouterConfig(lease_s=0.02), ingress="i1")
+        made.append(RouterClient(RouterConfig(lease_s=0.02), ingress="i1"))
+        return made[-1]
 
-    return make
+    yield make
+    await asyncio.gather(*(each._search for each in made if each._search is not None))
 
 
 async def test_a_caller_does_not_notice_that_the_router_is_another_one(client: Callable[..., RouterClient]) -> None:
