@@ -44,8 +44,13 @@ def build_app(settings: ServeSettings) -> Application:
         rolling_update_percentage=ONE_AT_A_TIME,
         max_surge_percent=math.ceil(100 * settings.surge_replicas / settings.min_replicas),
     )(PersonaPlexReplica)
+    # Sockets cannot move: an ingress that is replaced takes no new ones and keeps its own for a while. Its successor
+    # may start beside it, and so may the next deploy's; Serve spreads them where it can.
     ingress = serve.deployment(
-        **common, num_replicas=settings.ingresses, max_replicas_per_node=1, graceful_shutdown_timeout_s=5.0
+        **common,
+        num_replicas=settings.ingresses,
+        max_replicas_per_node=4,
+        graceful_shutdown_timeout_s=settings.ingress_drain_s,
     )(Ingress)
     app: Application = ingress.bind(plan, replica.bind(plan))
     return app

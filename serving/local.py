@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 600.0  # loading 17 GB from a slow disk; the demo checkpoint takes seconds
+STOP_WITHIN_S = 5.0
 OBJECT_STORE_BYTES = 160 << 20  # everything that matters travels inline; Ray would reserve a third of the memory
 
 
@@ -81,7 +82,10 @@ def start_local(settings: ServeSettings, *, ready_timeout_s: float = READY_TIMEO
     """
     port = settings.port or free_port(settings.host)
     _check_port(settings.host, port)
-    settings = settings.model_copy(update={"port": port, "trunk_host": settings.trunk_host or "127.0.0.1"})
+    settings = settings.model_copy(
+        # It has hung up on everybody by the time that Serve is told to stop; a socket that hangs may not keep it.
+        update={"port": port, "trunk_host": settings.trunk_host or "127.0.0.1", "ingress_drain_s": STOP_WITHIN_S}
+    )
     folder = Path(tempfile.mkdtemp(prefix="personaplex-"))  # short: a Unix socket's path has 107 bytes
     before = _set(_environment(settings, folder))
     server = LocalServer(f"http://{_host_in_url(settings.host)}:{port}", folder, before)

@@ -77,6 +77,9 @@ class ServeSettings(BaseSettings):
     drain_s: float = Field(
         3600.0, ge=0, description="seconds a stopping replica waits for its conversations to move, or to end"
     )
+    ingress_drain_s: float = Field(
+        300.0, ge=0, description="seconds an ingress that a deploy replaces keeps the calls that it carries"
+    )
     surge_replicas: int = Field(
         0, ge=0, description="replicas a deploy may start before it stops old ones; needs as many free accelerators"
     )

@@ -100,11 +100,12 @@ def _deploy(address: str, settings: ServeSettings) -> None:
 
     from serving.app import build_app
     from serving.guard import guard_environment
+    from serving.haproxy import health_environment
     from serving.local import deploy
 
     # Serve's proxies and ingresses read these when they start; nobody can pass them options.
     logging.getLogger("ray.serve").setLevel(settings.log_level)
-    environment = guard_environment(settings.max_receive_bytes_per_s, settings.stalled_client_s)
+    environment = guard_environment(settings.max_receive_bytes_per_s, settings.stalled_client_s) | health_environment()
     ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR)
     try:
         if settings.trunk_secret is None:
