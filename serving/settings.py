@@ -49,7 +49,7 @@ class ServeSettings(BaseSettings):
         "auto",
         description="what clients connect to; `auto`: HAProxy where Ray brings it (docs/decisions/http-proxy.md)",
     )
-    ingresses: int = Field(1, ge=1, description="ingress processes, at most one a node")
+    ingresses: int = Field(1, ge=1, description="ingress processes; more than one, and every node has a proxy")
     trunk_host: str | None = Field(None, description="address the trunks bind; none: the node's own")
     max_message_bytes: int = Field(1 << 20, ge=4096, description="longest WebSocket message from a client, in bytes")
     max_receive_bytes_per_s: int = Field(
