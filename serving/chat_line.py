@@ -112,6 +112,7 @@ class Line:
         self._told: set[str] = set()  # kinds whose being ignored the client has been told of
         self._counts = request.resumable  # the client counts frames by the messages that bring them
         self.introduced = False  # the client has been told what it talks to, and how it may come back
+        self.acquainted = False  # it has spoken since, so it has been told
 
     def close(self) -> None:
         self._decoder.close()
@@ -119,7 +120,7 @@ class Line:
 
     async def hold(self, conversation: Conversation, metadata: bytes) -> bool:
         """Until an end that is raised, or a restart: then True. False once the conversation was ended by the hub."""
-        self.introduced = False
+        self.introduced = self.acquainted = False
         inbox = Inbox(self._settings.max_message_bytes)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -146,6 +147,7 @@ class Line:
             event = api_chat.parse_message(message, self._settings.max_message_bytes)
             match event:
                 case Audio():
+                    self.acquainted |= self.introduced
                     await inbox.put(event)
                 case Steer(control):
                     await inbox.put(control)

@@ -135,6 +135,10 @@ class Holding:
         self.serial = grant.serial
         return grant
 
+    def unspend(self) -> None:
+        """The token that opened this conversation is good again: its client may not have the next one."""
+        self._later(self._router.unspend(self.session, self.epoch))
+
     async def give_back(self, *, opened: bool) -> None:
         """The end: the slot goes back, and a second one with it. `opened` False: its replica was never asked."""
         self._prepared = None
@@ -145,6 +149,18 @@ class Holding:
         """Give back a slot that is of no use after all; for where one cannot wait."""
         home.leave("it could not be taken over")
         self._later(self.give_back(opened=True))
+
+    def keep(self, home: Home, seconds: float) -> None:
+        """Let a slot that was not taken over in time wait a while longer for its client, who may try again."""
+        self.unspend()
+        self._later(self._keep(home, seconds))
+
+    async def _keep(self, home: Home, seconds: float) -> None:
+        try:
+            await pause(self._clock, seconds)
+        finally:
+            home.leave("nobody came back for it")  # whoever did has a higher epoch, and does not notice
+            await self.give_back(opened=True)
 
     def _ask(self, wait_s: float, avoid: tuple[str, ...], recovery: bool, deaths: int) -> AcquireRequest:
         return AcquireRequest(

@@ -105,13 +105,20 @@ class ChatEndpoint:
         try:
             return await line.hold(conversation, self._metadata(conversation, request))
         except ClientGone as gone:
-            if line.introduced and not gone.hung_up:
-                conversation.park()
+            self._park(line, conversation, hung_up=gone.hung_up)
             raise
         except (SlowClient, asyncio.CancelledError):  # out of reach; or the server is leaving
-            if line.introduced:
-                conversation.park()
+            self._park(line, conversation, hung_up=False)
             raise
+
+    def _park(self, line: Line, conversation: Conversation, *, hung_up: bool) -> None:
+        """Wait for a client that did not say goodbye. One that came back and loses patience before it has been told the
+        next token does say so, and comes again with the last one, which is to open the conversation once more."""
+        again = bool(conversation.holding.serial)
+        if (line.introduced and not hung_up) or (again and not line.introduced):
+            conversation.park()
+            if again and not line.acquainted:
+                conversation.holding.unspend()
 
     def _metadata(self, conversation: Conversation, request: ChatRequest) -> bytes:
         spec, holding = conversation.spec, conversation.holding

@@ -26,6 +26,7 @@ from serving.relocation import TrunkSource
 from serving.tenants import Tenant
 
 ADOPT_S = 10.0  # a slot that is there answers in milliseconds; its journal is some megabytes
+AGAIN_WITHIN_S = 30.0  # a slot that could not be taken over waits so long for its client to try again
 REPLAY_FRAMES = MAX_IN_FLIGHT  # as much as a replica answers again
 PATIENCE_FRAMES = 12  # new frames that wait for missed ones; then those are not coming
 _LABEL = b"personaplex resume token 1"
@@ -108,12 +109,16 @@ async def adopt(holding: Holding, ticket: Ticket, trunks: TrunkSource, clock: Cl
         grant = await holding.resume(ticket.serial)
     except NotYours:
         raise NothingToResume from None
-    home = Home(grant, await trunks.get(grant.address))
+    try:
+        home = Home(grant, await trunks.get(grant.address))
+    except BaseException:
+        holding.unspend()
+        raise
     if not home.takes_journals:
         raise NothingToResume
     arriving = _Arriving(clock)
-    home.attach(arriving.take)
     try:
+        home.attach(arriving.take)
         # The replica knows what the conversation is; this says only whose it is now.
         home.ask(holding.request(grant.epoch, SessionSpec("", "", 0), adopt=True))
         await clock.wait_for(arriving.over.wait(), ADOPT_S)
@@ -122,13 +127,13 @@ async def adopt(holding: Holding, ticket: Ticket, trunks: TrunkSource, clock: Cl
         blob = arriving.parts.take(holding.session, grant.epoch)
         return Adopted(home, Journal.from_bytes(blob, receptive_s), arriving.messages)
     except TimeoutError:
-        holding.drop(home)
+        holding.keep(home, AGAIN_WITHIN_S)
         raise ReplicaLost("The replica that holds the conversation did not hand it over.") from None
     except NotYours:
         holding.drop(home)
         raise NothingToResume from None
     except BaseException:
-        holding.drop(home)
+        holding.keep(home, AGAIN_WITHIN_S)
         raise
 
 

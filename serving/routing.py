@@ -151,8 +151,8 @@ class RouterPort(Protocol):
         Raises UnknownSession (gone, or another tenant's) and StaleEpoch (this serial has been used)."""
 
     async def unspend(self, session: str, epoch: int) -> None:
-        """The token that the resume to this epoch used is good again: its client was lost before it had been given the
-        next one, or the slot could not be taken over. To be called by whoever resumed it, once. Never raises."""
+        """The token that the resume to this epoch used is good again, beside the next one: its client was lost before
+        it was seen to have that, or the slot could not be taken over. Called by whoever resumed it. Never raises."""
 
     async def release(self, session: str, epoch: int, *, opened: bool) -> None:
         """Give a slot back: the conversation's (a prepared one goes with it), or the prepared one by its epoch.

@@ -261,6 +261,7 @@ class CountingRouter:
         self.leases: dict[str, Lease] = {}
         self.pending: dict[str, Lease] = {}
         self.highest: dict[str, int] = {}
+        self.unspent: list[str] = []  # sessions
         self.requests: list[AcquireRequest] = []
         self.away = False
         self.commits_refused = False
@@ -317,6 +318,12 @@ class CountingRouter:
             self._next(request.session), lease.replica, request.ingress, lease.serial + 1
         )
         return self._grant(request.session, self.leases[request.session])
+
+    async def unspend(self, session: str, epoch: int) -> None:
+        lease = self.leases[session]
+        assert (lease.epoch, lease.owner) == (epoch, self.ingress)
+        self.unspent.append(session)
+        self.leases[session] = Lease(lease.epoch, lease.replica, lease.owner, lease.serial - 1)
 
     async def release(self, session: str, epoch: int, *, opened: bool) -> None:
         lease, pending = self.leases.get(session), self.pending.get(session)

@@ -58,6 +58,7 @@ class Lease:
     suspect: bool = False
     resumable: bool = False
     serial: int = 0  # how often the conversation has been resumed
+    unproven: bool = False  # its client may not have learnt of this serial: the one before opens it as well
     adopted: bool = False  # granted by a former router, which may have given higher epochs that nobody reported
     confirmed: bool = False  # its replica has reported it: from then on it lives and ends with those reports
     live_s: float | None = None  # since when its replica reports it as live

@@ -158,12 +158,12 @@ class LeaseTable:
         lease = self._active.get(session)
         if lease is None or lease.tenant != tenant:
             raise NotHeld(f"{tenant} has no session {session}")
-        if lease.former_epoch is not None and lease.serial == serial + 1:
-            if lease.owner == owner:
-                return lease  # asked again
-            if lease.granted_s + self.lease_s > now_s:
-                raise EpochConflict(session, serial, lease.serial)
-        elif lease.serial != serial:
+        again = lease.serial == serial + 1
+        unseen = again and lease.former_epoch is not None  # by the replica
+        if unseen and not lease.unproven and lease.owner == owner:
+            return lease  # asked again
+        expired = unseen and lease.granted_s + self.lease_s <= now_s
+        if lease.serial != serial and not expired and not (again and lease.unproven):
             raise EpochConflict(session, serial, lease.serial)
         self._end(self._pending.get(session), now_s)
         self._remove(lease)
@@ -171,19 +171,19 @@ class LeaseTable:
         former_epoch = lease.epoch if lease.former_epoch is None else lease.former_epoch
         # after_epoch: the former owner may be the same ingress, and nothing that it asks for as such counts any more.
         taken = replace(
-            lease, epoch=epoch, owner=owner, serial=serial + 1, granted_s=now_s, after_epoch=epoch,
-            former_epoch=former_epoch, adopted=False,
+            lease, epoch=epoch, owner=owner, serial=lease.serial + 1, unproven=False, granted_s=now_s,
+            after_epoch=epoch, former_epoch=former_epoch, adopted=False,
         )  # fmt: skip
         return self._insert(self._active, taken)
 
     def unspend(self, session: str, epoch: int, owner: str) -> None:
-        """The serial that this resume used is in force again: its client has not learnt of the next one. Raises NotHeld
-        unless exactly this owner holds exactly this epoch."""
+        """The serial that this resume used is good again, as good as the one that it gave: its client may have learnt
+        of either. Raises NotHeld unless exactly this owner holds exactly this epoch."""
         lease = self._active.get(session)
         if lease is None or (lease.epoch, lease.owner) != (epoch, owner) or not lease.serial:
             raise NotHeld(f"{owner} has not resumed session {session} at epoch {epoch}")
         self._remove(lease)
-        self._insert(self._active, replace(lease, serial=lease.serial - 1))
+        self._insert(self._active, replace(lease, unproven=True))
 
     def release(self, session: str, epoch: int, owner: str, now_s: float, *, opened: bool = True) -> Lease:
         """Give a lease back, with it the pending one; or the pending one alone, by its epoch. Raises NotHeld unless

@@ -330,6 +330,42 @@ async def test_over_the_socket_at_another_ingress() -> None:
         await there.close()
 
 
+async def test_who_comes_back_and_loses_patience_comes_back_again_with_the_same_token() -> None:
+    there = ChatWorld()
+    async with there.world.running():
+        client = there.connect(0, resume="1")
+        told = await client.live()
+        client.say(said(0))
+        await client.hear_kind(1)
+        client.vanish()
+        await client.ended()
+        there.world.router.gate.clear()  # the router is away for a while
+        impatient = there.connect(1, resume=told["resume_token"])
+        await asyncio.sleep(0.01)
+        impatient.hang_up()  # before it was told anything, and as politely as can be
+        there.world.router.gate.set()
+        await impatient.ended()
+        assert there.hubs[1].live == 1, "its slot waits"
+        lost = there.connect(1, resume=told["resume_token"])
+        await lost.live()  # it is told the next token, and whether that arrives nobody knows
+        lost.vanish()
+        await lost.ended()
+        again = there.connect(1, resume=told["resume_token"])
+        told_again = await again.live()
+        assert told_again["session"] == told["session"]
+        again.say(said(1))
+        await again.hear_kind(1)
+        again.vanish()
+        await again.ended()
+        late = there.connect(1, resume=told["resume_token"])
+        assert (await late.refusal())[1] == 1008, "it has spoken since, so it has the next one"
+        last = there.connect(0, resume=told_again["resume_token"])
+        await last.live()
+        last.hang_up()
+        await last.ended()
+        await there.close()
+
+
 async def test_one_message_of_audio_for_each_frame_even_if_there_is_nothing_to_hear() -> None:
     there = ChatWorld()
     async with there.world.running():
