@@ -2,8 +2,9 @@
 
 Leases. The router renews a replica's leases by answering its reports. While its trunk lives, a conversation is renewed
 by that as well: the ingress at the other end is its one owner, whatever has become of the router, and a router's death
-costs nobody a word. An orphan has no owner to renew it. Where the router has not been heard for a lease, it may have
-been given up, so it goes: it must not be found here by an old token once its slot was promised to others.
+costs nobody a word. An orphan has no owner to renew it. Where the router has not been heard for a lease, and for as
+long on top as one may take that dies with Ray's head, it may have been given up, so it goes. (Its slot is promised to
+nobody meanwhile: of a replica that is silent no router gives slots, and one that is heard again says what it holds.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from actors.messages import Move
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+ROUTER_AWAY_S = 20.0
 
 
 class Tenure:
@@ -48,7 +50,7 @@ class Tenure:
     def renewed(self, at_s: float, lease_s: float) -> None:
         """The router has answered a report that was sent at `at_s` of this replica's own clock: leases, counted by the
         router from when it came, last no less than `lease_s` from then."""
-        self._lease_until_s = at_s + lease_s
+        self._lease_until_s = at_s + lease_s + ROUTER_AWAY_S
 
     def tick(self) -> None:
         now_s = self._clock.now()
