@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actors.interfaces import Clock
 from actors.messages import OpenRequest
@@ -61,6 +61,10 @@ class Holding:
         """Whether a second slot is held."""
         return self._prepared is not None
 
+    def is_near(self, home: Home) -> bool:
+        """Whether its slot is on our own node: one machine's death would take it and the journal here."""
+        return home.grant.node != "" and home.grant.node == self._place.node
+
     def request(self, epoch: int, spec: SessionSpec, *, journal_bytes: int = 0, adopt: bool = False) -> OpenRequest:
         """What its replica is asked."""
         return OpenRequest(
@@ -90,11 +94,13 @@ class Holding:
         self._prepared = None
         return grant
 
-    async def prepare(self, wait_s: float, avoid: tuple[str, ...] = ()) -> Grant:
-        """A second slot, on another replica. Raises what RouterPort.prepare raises."""
+    async def prepare(self, wait_s: float, avoid: tuple[str, ...] = (), *, apart: bool = False) -> Grant:
+        """A second slot, on another replica; with `apart` on another node than ours. Raises what RouterPort.prepare
+        raises."""
         await self._undone()
+        request = self._ask(wait_s, avoid, recovery=False, deaths=0)
         try:
-            grant = await self._router.prepare(self._ask(wait_s, avoid, recovery=False, deaths=0))
+            grant = await self._router.prepare(replace(request, apart=apart))
         except asyncio.CancelledError:
             self._forget(self._highest)
             raise

@@ -58,8 +58,19 @@ class Relocation:
     """One run from wherever the conversation is to a home of its own. `run` is a task; it fails the conversation
     if there is no way, and leaves nothing behind when it is cancelled."""
 
-    def __init__(self, call: Residence, holding: Holding, trunks: TrunkSource, clock: Clock, recovery_s: float) -> None:
+    def __init__(
+        self,
+        call: Residence,
+        holding: Holding,
+        trunks: TrunkSource,
+        clock: Clock,
+        recovery_s: float,
+        *,
+        apart: bool = False,
+    ) -> None:
+        """`apart`: nobody asked for it, it is only to live on another node than this ingress."""
         self.next: Home | None = None
+        self._apart = apart
         self.holds = False  # no frame may go to the old home: the journal is to stand still
         self._call = call
         self._holding = holding
@@ -83,7 +94,8 @@ class Relocation:
         while True:
             error = await self._attempt()
             if error is not None:
-                log.warning("session %s: not at a new home: %s", call.session, error)
+                level = logging.DEBUG if self._apart else logging.WARNING
+                log.log(level, "session %s: not at a new home: %s", call.session, error)
             if call.home is not None:
                 return
             if error is not None and (self._refused or self._clock.now() >= self._ends_s):
@@ -128,7 +140,9 @@ class Relocation:
         left_s = max(0.0, self._ends_s - now_s)
         avoid = tuple(name for name, until_s in self._avoid.items() if until_s > now_s)
         if call.home is not None:
-            grant = await self._unless(self._holding.prepare(left_s, avoid), lambda: call.home is None)
+            wait_s = 0.0 if self._apart else left_s
+            asking = self._holding.prepare(wait_s, avoid, apart=self._apart)
+            grant = await self._unless(asking, lambda: call.home is None)
             if grant is None:
                 raise ReplicaLost("The replica was lost while its conversation waited for another.")
             return grant

@@ -32,13 +32,15 @@ from actors.interfaces import Clock
 from actors.journal import Journal
 from actors.messages import Down, Failed, FrameOut, Move, Need, Ready
 from graphs.stages import SessionSpec
-from serving.holding import Holding
+from serving.holding import Holding, pause
 from serving.home import Home
 from serving.relocation import Relocation, TrunkSource
 
 log = logging.getLogger(__name__)
 
 SAFE_FRAMES = 25  # who has answered so many has not been killed by taking the conversation over
+# Whose slot is on our own node looks for another after 5 s, then less and less often: there may be no other node.
+APART_AFTER_S, APART_AT_MOST_S = 5.0, 60.0
 _CLIENTS_OWN = (BadRequest, ClientFault, Unauthorized)  # what another replica would not cure
 
 
@@ -95,6 +97,7 @@ class Residence:
         self._recovery_s, self.codec_s = recovery_s, codec_s
         self._relocation: Relocation | None = None
         self._relocating: asyncio.Task[None] | None = None
+        self._moving_apart: asyncio.Task[None] | None = None
 
     @property
     def session(self) -> str:
@@ -212,8 +215,9 @@ class Residence:
     def end(self) -> None:
         """Look for no home any more."""
         self._over = True
-        if self._relocating is not None:
-            self._relocating.cancel()
+        for task in (self._relocating, self._moving_apart):
+            if task is not None:
+                task.cancel()
 
     def leave(self, *, desert: bool) -> None:
         """Let go of the slot; with `desert` it waits at its replica for who resumes the conversation."""
@@ -226,8 +230,8 @@ class Residence:
 
     async def left(self) -> None:
         """Wait until a relocation that was under way has given back what it had."""
-        if self._relocating is not None:
-            await asyncio.gather(self._relocating, return_exceptions=True)
+        tasks = [task for task in (self._relocating, self._moving_apart) if task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _settle(self, home: Home, ready: Ready) -> None:
         numerics_id = ready.numerics_id or home.grant.numerics_id
@@ -238,10 +242,23 @@ class Residence:
         self.begun = True
         self._speaker.begun(ready)
         self.feed()
+        if self._holding.is_near(home) and (self._moving_apart is None or self._moving_apart.done()):
+            self._moving_apart = asyncio.create_task(self._move_apart())
 
-    def _relocate(self) -> Relocation:
+    async def _move_apart(self) -> None:
+        """Slot and journal are not to die with one machine: as soon as another node has room, live there."""
+        wait_s = APART_AFTER_S
+        while True:
+            await pause(self._clock, wait_s)
+            wait_s = min(2 * wait_s, APART_AT_MOST_S)
+            if self.home is None or self._over or not self._holding.is_near(self.home):
+                return
+            if self.settled:
+                self._relocate(apart=True)
+
+    def _relocate(self, *, apart: bool = False) -> Relocation:
         if self._relocation is None:
-            self._relocation = Relocation(self, self._holding, self._trunks, self._clock, self._recovery_s)
+            self._relocation = Relocation(self, self._holding, self._trunks, self._clock, self._recovery_s, apart=apart)
             self._relocating = asyncio.create_task(self._run(self._relocation))
         return self._relocation
 

@@ -262,6 +262,7 @@ class CountingRouter:
         self.pending: dict[str, Lease] = {}
         self.highest: dict[str, int] = {}
         self.unspent: list[str] = []  # sessions
+        self.nodes: dict[str, str] = {}  # replica → node, where it matters
         self.requests: list[AcquireRequest] = []
         self.away = False
         self.commits_refused = False
@@ -361,6 +362,8 @@ class CountingRouter:
     def _place(self, request: AcquireRequest, *avoid: str) -> Lease:
         for name, replica in self.replicas_by_name.items():
             held = sum(lease.replica == name for table in (self.leases, self.pending) for lease in table.values())
+            if request.apart and self.nodes.get(name) == request.ingress_node:
+                continue
             if name not in (*request.avoid, *avoid) and name not in self.seen_dead and held < replica.slots:
                 return Lease(self._next(request.session), name, request.ingress, request.serial)
         raise NoCapacity("All slots are taken.")
@@ -371,7 +374,8 @@ class CountingRouter:
 
     def _grant(self, session: str, lease: Lease) -> Grant:
         numerics = self.replicas_by_name[lease.replica].numerics
-        return Grant(session, lease.epoch, lease.replica, f"ws://{lease.replica}", numerics, lease.serial)
+        node = self.nodes.get(lease.replica, "")
+        return Grant(session, lease.epoch, lease.replica, f"ws://{lease.replica}", numerics, lease.serial, node)
 
 
 class Trunks:

@@ -279,6 +279,26 @@ async def test_who_says_nothing_is_moved_too() -> None:
         caller.assert_undisturbed()
 
 
+async def test_a_slot_on_the_ingress_own_node_is_left_when_another_node_has_room() -> None:
+    """Or one machine's death would take the slot and the journal: the one double fault."""
+    world = World(replicas=2)
+    world.router.nodes = {"r0": "node-1", "r1": "node-1"}  # the ingress's
+    async with calling(world) as caller:
+        residence = caller.conversation.residence
+        await caller.say(70)  # 5.6 s
+        assert residence.home is not None
+        assert residence.home.replica == "r0"  # nowhere to go, and that is no reason to go to r1
+        world.router.nodes["r1"] = "node-2"
+        await caller.say(130)  # 10.4 s: it looks again, after twice as long
+        assert residence.home.replica == "r1"
+        assert residence.moves == 1
+        caller.assert_undisturbed()
+        assert len(caller.heard) == 200
+        asked = len(world.router.requests)
+        await caller.say(100)
+        assert len(world.router.requests) == asked  # it stays
+
+
 async def test_a_home_that_dies_during_a_move_hands_over_to_the_next() -> None:
     world = World()
     async with calling(world) as caller:
