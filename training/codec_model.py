@@ -17,12 +17,12 @@ from models.mimi_transformer import POSITIONS_PER_FRAME
 from training.spectrogram import WIDTH
 
 # The published context is 10 s; a model trained on crops of three seconds looks back that far, so that no position
-# it meets when served is one it never met in training. And codebooks of 32 dimensions, not 128: in 128, entries
-# placed at one input are almost never nearest to another, and seven codebooks removed half of the variance.
+# it meets when served is one it never met in training. Codebooks of 64 dimensions: with as many bits, what codes tell
+# of columns is off by 0.308 nats in 64 and by 0.321 in 32, which leave details out that codes could have told.
 CONFIG = dataclasses.replace(
     MIMI,
     transformer=dataclasses.replace(MIMI.transformer, context=64),
-    quantizer=dataclasses.replace(MIMI.quantizer, dimension=32),
+    quantizer=dataclasses.replace(MIMI.quantizer, dimension=64),
 )
 
 

