@@ -1,0 +1,76 @@
+"""The exported folder: small, loadable, and refused where the parts do not belong together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.checkpoint import load_checkpoint
+from models.demo_checkpoint import random_lm, random_mimi
+from tests.small_checkpoint import LM, MIMI
+from training import codec_model, codes, export, lm
+from training.average import averaged
+from training.script import VOICE_NAMES
+from training.state import save_state
+
+
+@pytest.fixture(name="state")
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What training leaves, of a small model."""
+    monkeypatch.setattr(lm, "CONFIG", LM)
+    monkeypatch.setattr(codec_model, "CONFIG", MIMI)
+    monkeypatch.setattr(codes, "CONFIG", MIMI)
+    save_state(tmp_path / "lm", {f"model.{name}": t.half() for name, t in random_lm(LM).items()}, {"step": 30})
+    codec = {f"mimi.{name}": tensor for name, tensor in random_mimi(MIMI).items()}
+    last = "mimi.decoder.model.14.conv.conv.bias"
+    codec[f"average.{last}"] = codec[last] + 0.5
+    save_state(tmp_path / "codec", codec, {"step": 20})
+    mimi, _ = codes.load_codec(tmp_path / "codec")
+    (tmp_path / "codes").mkdir()
+    told = {"hearing": codec_model.hearing_digest(mimi.state_dict())}
+    (tmp_path / "codes" / "about.json").write_text(json.dumps(told))
+    voices = {"silence": torch.arange(8), "sine": torch.arange(8) + 8, "prompt-00-1": torch.ones(40, 8).to(torch.int16)}
+    save_file(voices, tmp_path / "codes" / "voices.safetensors")
+    return tmp_path
+
+
+def run(state: Path) -> dict[str, float]:
+    return export.export(state / "lm", state / "codec", state / "codes", state / "out")
+
+
+def test_what_is_exported_loads_as_what_was_trained(state: Path) -> None:
+    told = run(state)
+    assert (told["codec_step"], told["lm_step"]) == (20, 30)
+    stored = load_file(state / "out" / "model.safetensors")
+    assert stored["text_emb.weight"].dtype == torch.int8
+    assert load_file(state / "out" / "mimi.safetensors")["upsample.convtr.convtr.convtr.weight"].dtype == torch.float16
+    loaded = load_checkpoint(state / "out")
+    assert loaded.lm is not None
+    assert loaded.mimi is not None
+    trained = random_lm(LM)
+    for name, tensor in loaded.lm.state_dict().items():
+        step = trained[name].abs().flatten(1).amax(1) / 127 if trained[name].dim() == 2 else torch.zeros(1)
+        off = (tensor - trained[name]).abs().flatten(1).amax(1)
+        assert bool((off <= 0.501 * step + 2**-11 * trained[name].abs().max()).all()), name
+    shipped = averaged({f"mimi.{name}": tensor for name, tensor in random_mimi(MIMI).items()})
+    bias = "decoder.model.14.conv.conv.bias"
+    assert torch.equal(loaded.mimi.state_dict()[bias], (shipped[f"mimi.{bias}"] + 0.5).half().float())
+    assert loaded.silence_codes == tuple(range(8))
+    assert loaded.voices.names() == [next(iter(VOICE_NAMES.values()))]
+    assert loaded.trained
+
+
+def test_codes_of_another_codec_are_refused(state: Path) -> None:
+    (state / "codes" / "about.json").write_text('{"hearing": "another"}')
+    with pytest.raises(ValueError, match="learnt other codes"):
+        run(state)
+
+
+def test_without_a_language_model_says_what_to_run(state: Path) -> None:
+    (state / "lm" / "state.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"training\.lm"):
+        run(state)
