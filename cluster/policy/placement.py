@@ -1,7 +1,7 @@
 """Which replica a conversation goes to: pack, so that whole GPUs empty out, and keep away from the ingress.
 
-Kept as an index that is told of changes, since a look at every replica for every caller costs 40 µs with 200 of them:
-here a choice reads the first entry or two of a sorted list (benchmarks: `python -m cluster.placement_cost`).
+Kept as an index that is told of changes, since a look at every replica alone takes as long as all the rest of a grant:
+here a choice reads the first entry or two of a sorted list (benchmarks: `python -m benchmarks.placement`).
 """
 
 from __future__ import annotations
