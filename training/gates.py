@@ -43,7 +43,7 @@ Audio = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Score:
-    """Of some clips through some way to sound: shares of words wrong, and the mean cosine of the voice."""
+    """Of some clips through some way to sound: share of words wrong and cosine of the voice, means over voices."""
 
     word_errors: float
     similarity: float
@@ -166,22 +166,21 @@ class Judges:
 
 
 class _Tally:
-    """Counts of one way to sound."""
+    """Counts of one way to sound. A mean over voices: there is much held-out speech of some, and little of others."""
 
     def __init__(self, judges: Judges) -> None:
         self._judges = judges
-        self.wrong = self.words = 0
-        self.similarities: list[float] = []
+        self._voices: dict[str, list[tuple[int, int, float]]] = {}  # of every clip: words wrong, words, similarity
 
-    def add(self, said: list[str], original: Audio, made: Audio) -> None:
-        self.words += len(said)
-        self.wrong += word_errors(said, self._judges.words(made))
-        self.similarities.append(self._judges.similarity(original, made))
+    def add(self, voice: str, said: list[str], original: Audio, made: Audio) -> None:
+        wrong = word_errors(said, self._judges.words(made))
+        self._voices.setdefault(voice, []).append((wrong, len(said), self._judges.similarity(original, made)))
 
     @property
     def score(self) -> Score:
-        errors, similarity = self.wrong / max(1, self.words), float(np.mean(self.similarities or [0.0]))
-        return Score(round(errors, 4), round(similarity, 4))
+        errors = [sum(c[0] for c in clips) / sum(c[1] for c in clips) for clips in self._voices.values()]
+        likeness = [float(np.mean([c[2] for c in clips])) for clips in self._voices.values()]
+        return Score(round(float(np.mean(errors or [1.0])), 4), round(float(np.mean(likeness or [0.0])), 4))
 
 
 def judge(mimi: Mimi, step: int, reading: Reading, judges: Judges, bank: Bank, minutes: float) -> Gates:
@@ -197,11 +196,11 @@ def judge(mimi: Mimi, step: int, reading: Reading, judges: Judges, bank: Bank, m
         }
         said = normalise(text)
         for name, way in made.items():
-            tallies[name].add(said, audio, way)
+            tallies[name].add(voice, said, audio, way)
         if voice == HELD_OUT_USER_VOICE:
-            tallies["unheard_voice"].add(said, audio, made["sound"])
-            tallies["unheard_voice_codes"].add(said, audio, made["codes"])
-        original.add(said, audio, audio)
+            tallies["unheard_voice"].add(voice, said, audio, made["sound"])
+            tallies["unheard_voice_codes"].add(voice, said, audio, made["codes"])
+        original.add(voice, said, audio, audio)
         codes.append(encoded[0])
         samples += len(audio)
         so_far = ", ".join(f"{name} {tallies[name].score.word_errors:.3f}" for name in made)
