@@ -26,8 +26,7 @@ CONFIG = dataclasses.replace(
 )
 
 
-# What decides the codes. Once a language model learns them, these stay as they are, and only what turns codes back
-# into sound goes on learning.
+# What decides the codes, and does not learn with the decoder.
 _ENCODER = ("encoder.", "encoder_transformer.", "downsample.")
 
 
@@ -41,10 +40,13 @@ def hears(name: str) -> bool:
     return encodes(name) or "input_proj" in name or "_codebook." in name
 
 
-def hearing_digest(weights: Mapping[str, Tensor]) -> str:
-    """A hash of what decides the codes, at the precision it ships in; weights by Mimi's names."""
+def codes_digest(weights: Mapping[str, Tensor]) -> str:
+    """A hash of what codes stand for, the codebooks, at the precision they ship in; weights by Mimi's names.
+
+    The encoder is no part of it: one that has learnt more finds better codes, of the same meaning.
+    """
     content = hashlib.blake2b(digest_size=8)
-    for name in sorted(filter(hears, weights)):
+    for name in sorted(name for name in weights if "_codebook." in name):
         content.update(name.encode())
         content.update(weights[name].detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return content.hexdigest()

@@ -25,7 +25,7 @@ from models.mimi import Mimi
 from models.tokenizer import TextTokenizer
 from training.average import averaged
 from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank, read_pcm
-from training.codec_model import CONFIG, hearing_digest
+from training.codec_model import CONFIG, codes_digest
 from training.dialogues import dialogue_path, load_description
 from training.folders import state_folder, write_json
 from training.kokoro import Word
@@ -114,12 +114,12 @@ def main() -> None:
     torch.set_num_threads(1)
     mimi, step = load_codec(arguments.codec)
     folder: Path = arguments.folder
-    about, digest = folder / "about.json", hearing_digest(mimi.state_dict())
-    if about.exists() and json.loads(about.read_text())["hearing"] != digest:
+    about, digest = folder / "about.json", codes_digest(mimi.state_dict())
+    if about.exists() and json.loads(about.read_text())["codebooks"] != digest:
         print(f"codes of another codec in {folder}: starting anew with step {step}")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"hearing": digest, "codec_step": step, "plan": arguments.plan}
+    told = {"codebooks": digest, "codec_step": step, "plan": arguments.plan}
     write_json(about, told)
     tokenizer, bank = TextTokenizer(TOKENIZER), Bank()
     save_file(encode_voices(mimi, bank), folder / "voices.safetensors")

@@ -36,7 +36,7 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[
         raise FileNotFoundError(f"{lm_folder} has no language model: run `python -m training.lm` first")
     mimi, codec_step = load_codec(codec_folder)
     encoded_with = json.loads((codes / "about.json").read_text(encoding="utf-8"))
-    if encoded_with["hearing"] != codec_model.hearing_digest(mimi.state_dict()):
+    if encoded_with["codebooks"] != codec_model.codes_digest(mimi.state_dict()):
         raise ValueError(f"the language model learnt other codes than those of {codec_folder}, step {codec_step}")
     weights = {name.removeprefix("model."): tensor for name, tensor in without_moments(saved[0]).items()}
     voices = load_file(codes / "voices.safetensors")

@@ -13,17 +13,18 @@ import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.mimi import Mimi
-from models.mimi_quantizer import Codebook, nearest
+from models.mimi_quantizer import Codebook, ResidualQuantizer, nearest
+from training import codec_model
 from training.codec_data import PackedSpeech, draw
-from training.codec_model import hears
+from training.codec_model import encodes, hears
 from training.folders import FROZEN, state_folder
 from training.hearing import Hearing, load_hearing
 from training.optim import without_moments
@@ -37,10 +38,11 @@ _BASIS = "columns.safetensors"
 
 @dataclass(frozen=True)
 class Reading:
-    """How columns are read from the sum of the acoustic entries: `basis` [WIDTH, dim], `mean` [WIDTH]."""
+    """How columns are read from the sum of the acoustic entries, and the axes of both kinds of codebooks."""
 
-    basis: Tensor
-    mean: Tensor
+    basis: Tensor  # [WIDTH, dim]
+    mean: Tensor  # [WIDTH]
+    semantic: Tensor  # [features, dim]
 
     @staticmethod
     def load(folder: Path) -> Reading:
@@ -48,7 +50,7 @@ class Reading:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"basis": self.basis.contiguous(), "mean": self.mean.contiguous()}, folder / _BASIS)
+        save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, folder / _BASIS)
 
 
 def k_means(points: Tensor, entries: int, generator: torch.Generator, rounds: int = 15) -> Tensor:
@@ -92,8 +94,7 @@ def fit(mimi: Mimi, hearing: Hearing, sample: Sample, generator: torch.Generator
     ]
     done = 0
     for place, (split, reading, axes, original) in enumerate(sides):
-        project = axes.t() @ reading.weight  # [size, dim]
-        split.input_proj.weight.copy_(project.unsqueeze(2))
+        project = _project(split, reading, axes)
         spread = (original @ axes).std()
         split.output_proj.weight.copy_(_places(mimi.config.seanet.dimension, place, size, spread).unsqueeze(2))
         points = sample.latents @ project.t()
@@ -112,7 +113,24 @@ def fit(mimi: Mimi, hearing: Hearing, sample: Sample, generator: torch.Generator
     # A latent's columns are weight · latent + bias; of them the codes tell what lies along the axes.
     axes, bias = sides[1][2], hearing.columns.bias
     mean = hearing.columns.weight @ sample.latents.mean(0)
-    return Reading(axes, bias + mean - axes @ (axes.t() @ mean))
+    return Reading(axes, bias + mean - axes @ (axes.t() @ mean), sides[0][2])
+
+
+@torch.no_grad()
+def take_over(mimi: Mimi, hearing: Hearing, reading: Reading) -> None:
+    """Gives a codec the encoder of `hearing` under the codebooks it has: the same codes for the same columns."""
+    own = mimi.state_dict()
+    mimi.load_state_dict(own | {name: t for name, t in hearing.mimi.state_dict().items() if encodes(name)})
+    _project(mimi.quantizer.rvq_first, hearing.features, reading.semantic)
+    _project(mimi.quantizer.rvq_rest, hearing.columns, reading.basis)
+    mimi.unpack()
+
+
+def _project(split: ResidualQuantizer, reading: nn.Linear, axes: Tensor) -> Tensor:
+    """Makes a split look at a reading of the latent along some axes; returns the projection [size, dim]."""
+    project = axes.t() @ reading.weight
+    split.input_proj.weight.copy_(project.unsqueeze(2))
+    return project
 
 
 def principal_axes(points: Tensor, count: int) -> Tensor:
@@ -178,21 +196,35 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=900, help="of four crops of 2.88 s")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    if (arguments.folder / FROZEN).exists():
-        parser.error(f"the codes of {arguments.folder} are final: give another --folder")
     os.nice(max(0, 19 - os.nice(0)))
     torch.set_num_threads(arguments.threads)
     speech = PackedSpeech(arguments.pcm, "train")
     hearing, step = load_hearing(arguments.hearing, speech.features)
-    reading = fit(hearing.mimi, hearing, gather(hearing, speech, arguments.batches), torch.Generator().manual_seed(3))
-    reading.save(arguments.folder)
+    before = load_state(arguments.folder)
+    if (arguments.folder / FROZEN).exists():
+        assert before is not None
+        print(_take_over(arguments.folder, hearing, step, *before))
+        return
+    sample = gather(hearing, speech, arguments.batches)
+    fit(hearing.mimi, hearing, sample, torch.Generator().manual_seed(3)).save(arguments.folder)
     tensors = {f"mimi.{name}": tensor for name, tensor in hearing.mimi.state_dict().items()}
     decoder_step = 0
-    if (before := load_state(arguments.folder)) is not None:  # fitted before: the decoder goes on from where it was
+    if before is not None:  # fitted before: the decoder goes on from where it was
         tensors |= {name: tensor for name, tensor in without_moments(before[0]).items() if not _fitted(name)}
         decoder_step = int(before[1]["step"])
     save_state(arguments.folder, tensors, {"step": decoder_step, "kind": "codec", "hearing_step": step})
     print(f"\ncodebooks fitted to the encoder of step {step}; decoder of step {decoder_step} in {arguments.folder}")
+
+
+def _take_over(folder: Path, hearing: Hearing, step: int, tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """Saves a frozen codec with a newer encoder; says so."""
+    mimi = Mimi(codec_model.CONFIG)
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith("mimi.")}
+    mimi.load_state_dict({name.removeprefix("mimi."): tensor for name, tensor in own.items()})
+    take_over(mimi, hearing, Reading.load(folder))
+    heard = {f"mimi.{name}": tensor for name, tensor in mimi.state_dict().items() if hears(name)}
+    save_state(folder, {**tensors, **heard}, {**about, "hearing_step": step})
+    return f"codebooks are final and stay; the encoder of step {step} instead of {about['hearing_step']} in {folder}"
 
 
 def _fitted(name: str) -> bool:

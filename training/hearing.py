@@ -61,6 +61,10 @@ class Hearing(nn.Module):
             part.requires_grad_(False)
         self.columns = nn.Linear(config.seanet.dimension, WIDTH)
         self.features = nn.Linear(config.seanet.dimension, features)
+        # Codebooks are entries in the product of latent and weight. With a bias that moved, they would stand for
+        # other columns under an encoder that has learnt more (training/fit_codebooks.py).
+        for reading in (self.columns, self.features):
+            nn.init.zeros_(reading.bias).requires_grad_(False)
 
     def latent(self, audio: Tensor) -> Tensor:
         """audio [batch, frames * 1920] → [batch, frames, dim]."""

@@ -31,7 +31,7 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_state(tmp_path / "codec", codec, {"step": 20})
     mimi, _ = codes.load_codec(tmp_path / "codec")
     (tmp_path / "codes").mkdir()
-    told = {"hearing": codec_model.hearing_digest(mimi.state_dict())}
+    told = {"codebooks": codec_model.codes_digest(mimi.state_dict())}
     (tmp_path / "codes" / "about.json").write_text(json.dumps(told))
     voices = {"silence": torch.arange(8), "sine": torch.arange(8) + 8, "prompt-00-1": torch.ones(40, 8).to(torch.int16)}
     save_file(voices, tmp_path / "codes" / "voices.safetensors")
@@ -65,7 +65,7 @@ def test_what_is_exported_loads_as_what_was_trained(state: Path) -> None:
 
 
 def test_codes_of_another_codec_are_refused(state: Path) -> None:
-    (state / "codes" / "about.json").write_text('{"hearing": "another"}')
+    (state / "codes" / "about.json").write_text('{"codebooks": "another"}')
     with pytest.raises(ValueError, match="learnt other codes"):
         run(state)
 
