@@ -60,7 +60,7 @@ class Told:
     """A step's tables for the device."""
 
     def __init__(self, spans: list[Span], padding: int = 0) -> None:
-        self.count, self.padding = sum(span.count for span in spans), padding
+        self.spans, self.count, self.padding = spans, sum(span.count for span in spans), padding
         shape = Shape(self.count + padding, blocks_of(spans) + padding, 0)
         inputs = StepInputs(shape, DEVICE)
         inputs.fill(shape, np.zeros((self.count, 17), dtype=np.int16), spans, NOBODY_DRAWS, [])
@@ -75,12 +75,13 @@ class Told:
 class Rings:
     """A cache with its operations."""
 
-    def __init__(self, kind: type[TritonOps | TorchOps], stored: torch.dtype | None) -> None:
-        self.cache = RingCache(CONFIG, 3, TILE, device=DEVICE, dtype=torch.float32, stored=stored)
+    def __init__(self, kind: type[TritonOps | TorchOps], stored: torch.dtype | None, pages: int | None = None) -> None:
+        self.cache = RingCache(CONFIG, 3, TILE, device=DEVICE, dtype=torch.float32, stored=stored, pages=pages)
         heads, head_dim = CONFIG.num_heads, CONFIG.head_dim
         self.ops = TritonOps(self.cache, heads, head_dim) if kind is TritonOps else TorchOps(self.cache, heads)
 
     def step(self, told: Told, packed: Tensor) -> Tensor:
+        self.cache.cover(told.spans)
         return self.ops.attend(0, packed, told.rows, told.blocks, told.turn)
 
     def fill(self, slot: int, frames: int, seed: int) -> None:
@@ -91,6 +92,11 @@ class Rings:
             self.step(Told([Span(0, len(piece), slot, first)]), piece)
 
     def copy(self, other: Rings) -> None:
+        """Takes over what another of the same layout holds, its pages as well."""
+        if other.cache.pool is not None and self.cache.pool is not None:
+            self.cache.pool.table[:] = other.cache.pool.table
+            self.cache.pool.changed = True
+            self.cache.cover([])
         self.cache.keys.copy_(other.cache.keys)
         self.cache.values.copy_(other.cache.values)
         if self.cache.scales is not None:
@@ -109,17 +115,18 @@ def ordered_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @fp8_or_not
+@pytest.mark.parametrize("pages", [None, 15], ids=["rings", "pages"])
 @pytest.mark.parametrize("held", [0, 1, 200, 449, 700], ids=lambda held: f"{held}-held")
-def test_attention_over_rings(stored: torch.dtype | None, held: int) -> None:
+def test_attention_over_rings(stored: torch.dtype | None, held: int, pages: int | None) -> None:
     """A live row, a chunk of 20, padding: before the window is full, when it slides, after the ring has wrapped."""
     told = Told([Span(0, 1, 2, held), Span(1, 20, 0, held)], padding=3)
     packed = told.padded(normal(21, 3 * CONFIG.dim, seed=held))
-    rings = Rings(TorchOps, stored)
+    rings = Rings(TorchOps, stored, pages)
     rings.fill(2, held, 1)
     rings.fill(0, held, 2)
-    mine = Rings(TritonOps, stored)
-    mine.copy(rings)
+    mine = Rings(TritonOps, stored, pages)
     expected = rings.step(told, packed)
+    mine.copy(rings)
     attention = mine.ops._attention
     query = attention.store(0, packed, told.rows, SLOT, told.turn)
     for name in ("keys", "values"):
@@ -155,6 +162,21 @@ def test_attention_gives_a_row_the_same_bits_in_any_company(stored: torch.dtype 
             pieces.append(chunked.step(told, told.padded(rows))[3 : 3 + count])
             done += count
         assert torch.equal(torch.cat(single), torch.cat(pieces))
+
+
+@fp8_or_not
+@pytest.mark.usefixtures("ordered_sums")
+def test_pages_give_the_bits_of_rings_in_one_piece(stored: torch.dtype | None) -> None:
+    """Two slots that grow in turn, so that their pages alternate, to beyond the ring's wrap."""
+    whole, paged = Rings(TritonOps, stored), Rings(TritonOps, stored, 15)
+    for first in (*range(0, 640, TILE), 640, 660):
+        count = min(TILE, 20 if first >= 640 else TILE)
+        told = Told([Span(0, count, 2, first), Span(count, count, 1, first)])
+        packed = normal(2 * count, 3 * CONFIG.dim, seed=first)
+        assert torch.equal(whole.step(told, packed), paged.step(told, packed))
+    pool = paged.cache.pool
+    assert pool is not None
+    assert pool.table[2].tolist() == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("rows", [1, 70])
