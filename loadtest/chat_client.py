@@ -23,6 +23,7 @@ Send = Callable[[bytes], Awaitable[None]]
 READY_TIMEOUT_S = 120.0
 SILENCE_TIMEOUT_S = 20.0
 CLOSE_GRACE_S = 2.0
+HEARTBEAT_S = 20.0
 
 
 class ChatFailed(Exception):
@@ -120,12 +121,14 @@ async def converse(
     *,
     ready_timeout_s: float = READY_TIMEOUT_S,
     silence_timeout_s: float = SILENCE_TIMEOUT_S,
+    heartbeat_s: float = HEARTBEAT_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """One connection: `say` is run once the agent is ready, and `take` handed every message, until it answers True.
 
     The handshake is handed on as well. That the agent is ready goes into `timings` here; what is sent is up to `say`,
-    what is heard up to `take`, which knows how much sound a payload holds. Raises Refused before the agent is ready,
+    what is heard up to `take`, which knows how much sound a payload holds. A line that does not echo a ping, sent every
+    `heartbeat_s`, within as long again is lost. Raises Refused before the agent is ready,
     Lost after it, WireError when the server does not speak /api/chat, and ValueError for an address that is none.
     """
     url = chat_url(server, options)
@@ -136,7 +139,9 @@ async def converse(
             compression=None,
             max_size=2**20,
             open_timeout=ready_timeout_s,
-            close_timeout=CLOSE_GRACE_S,
+            close_timeout=min(CLOSE_GRACE_S, heartbeat_s),
+            ping_interval=heartbeat_s,
+            ping_timeout=heartbeat_s,
         )
     except InvalidStatus as error:
         status = error.response.status_code

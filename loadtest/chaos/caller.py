@@ -22,7 +22,8 @@ from loadtest.timings import Timings
 
 GRACE_S = 30.0  # how long a server keeps the slot of a client that may come back
 _AGAIN_S = 0.1
-_RESUME_S = 5.0  # a server that does not answer an attempt within this may be the one that has just died
+_HEARTBEAT_S = 1.0  # a server that is cut off closes no connection; only its silence tells
+_RESUME_S = 3.0  # a server that does not answer an attempt within this may be the one that has just died
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class Caller:
             self._say,
             ready_timeout_s=READY_TIMEOUT_S if self._token is None else _RESUME_S,
             silence_timeout_s=GRACE_S,
+            heartbeat_s=_HEARTBEAT_S,
             clock=self._clock,
         )
 
