@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,8 @@ FRAME_SAMPLES, CODEBOOKS = 1920, 8
 
 class Lane(Stream, Protocol):
     """graphs.codec.EncoderLane or DecoderLane: the streaming state of all slots, advanced for the slots given."""
+
+    def run(self, slots: Sequence[int], data: Rows) -> Rows: ...
 
     def reset(self, slot: int) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,26 @@ class _Lane:
     def group(self) -> int:
         """Slots s of equal s // group cost as much as one of them."""
         return self.runner.group
+
+    @property
+    def run_most(self) -> int:
+        """Frames of one slot that `replay` takes at once to its advantage."""
+        return self.runner.run_most
+
+    def replay(self, slots: Sequence[int], data: Int16, *, outputs: bool) -> None:
+        """Advances n different slots by k frames each, [n, k, width] int16, with the bits that k calls of `run` would
+        leave; nobody hears it. outputs False: what comes after the transformer is not computed, so that the last few
+        frames before a stream is heard again (`models.config.MimiConfig.receptive_frames` says how many) must be
+        replayed with them. Raises ValueError as `run` does.
+        """
+        if data.ndim != 3:
+            raise ValueError(f"expected frames [slots, k, {self.width_in}], got {list(data.shape)}")
+        self._check(slots, data[:, 0])
+        self.runner.replay(np.asarray(slots, dtype=np.int64), self._inputs(data), outputs)
+
+    def _inputs(self, data: Int16) -> npt.NDArray[Any]:
+        """What a runner is given for frames [..., width] int16. Raises ValueError for what would bring it down."""
+        raise NotImplementedError
 
     def reset(self, slot: int) -> None:
         """Makes `slot` a fresh stream."""
@@ -112,8 +133,11 @@ class EncoderLane(_Lane):
         self._check(slots, data)
         if not slots:
             return lambda: np.zeros((0, self._codebooks), dtype=np.int16)
-        fetch = self.runner.start(np.asarray(slots, dtype=np.int64), data.astype(np.float32) / _FULL_SCALE)
+        fetch = self.runner.start(np.asarray(slots, dtype=np.int64), self._inputs(data))
         return lambda: fetch().astype(np.int16)
+
+    def _inputs(self, data: Int16) -> npt.NDArray[Any]:
+        return data.astype(np.float32) / _FULL_SCALE
 
 
 class DecoderLane(_Lane):
@@ -156,9 +180,7 @@ class DecoderLane(_Lane):
         self._check(slots, data)
         if not slots:
             return lambda: np.zeros((0, FRAME_SAMPLES), dtype=np.int16)
-        if data.min() < 0 or data.max() >= self._bins:
-            raise ValueError(f"codes must lie in 0 … {self._bins - 1}, got {data.min()} … {data.max()}")
-        fetch = self.runner.start(np.asarray(slots, dtype=np.int64), data.astype(np.int64))
+        fetch = self.runner.start(np.asarray(slots, dtype=np.int64), self._inputs(data))
 
         def pcm() -> Int16:
             samples = fetch().astype(np.float32) * _FULL_SCALE
@@ -166,6 +188,11 @@ class DecoderLane(_Lane):
             return clipped
 
         return pcm
+
+    def _inputs(self, data: Int16) -> npt.NDArray[Any]:
+        if data.min() < 0 or data.max() >= self._bins:
+            raise ValueError(f"codes must lie in 0 … {self._bins - 1}, got {data.min()} … {data.max()}")
+        return data.astype(np.int64)
 
 
 def _runner(

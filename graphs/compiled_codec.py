@@ -90,6 +90,12 @@ class _Half:
         return _multiplied(convolution, out, len(slots))
 
 
+def numbers(frames: Slots, slots: Slots, run: int) -> Slots:
+    """Each frame's number, in a call that names every slot `run` times in a row; frames: those of the next ones."""
+    now = frames[slots]
+    return now if run == 1 else now + np.arange(len(slots)) % run
+
+
 def _multiplied(convolution: Convolution, rows: Floats, slots: int) -> Floats:
     """Windows [slots * n, inputs] → [slots, n * columns]."""
     y = np.empty((len(rows), len(convolution.bias)), dtype=np.float32)
@@ -119,8 +125,14 @@ class CompiledEncoder(_Half):
         self._packed = np.stack([pack(entries) for entries in tables.entries])
 
     @torch.inference_mode()
-    def __call__(self, pcm: Floats, state: SlotState, slots: Slots) -> npt.NDArray[np.int64]:
-        """pcm [n, 1920] of n slots → codes [n, 8]; as models.mimi.Mimi.encode_frame, for these slots of `state`."""
+    def __call__(
+        self, pcm: Floats, state: SlotState, slots: Slots, run: int = 1, outputs: bool = True
+    ) -> npt.NDArray[np.int64]:
+        """pcm [n, 1920] of n slots → codes [n, 8]; as models.mimi.Mimi.encode_frame, for these slots of `state`.
+
+        run: frames of each slot, which is then named so often in a row. Bits are those of a call for each: all kernels
+        take rows in order, or each by itself. outputs False: only the streams advance, and all codes are 0.
+        """
         first, *histories, last = (as_array(state[name]) for name in self._names)
         frames = state["frames"].numpy()
         down = self._stages[-1][1]
@@ -136,7 +148,9 @@ class CompiledEncoder(_Half):
         fresh = slots[now == 0]
         history[fresh] = x[now == 0, None, : self._config.d_model]  # a stream begins as if it had always been so
         latent = self._convolve(self._down, x, state[self._down_name], slots, activate=False)
-        frames[slots] += 1
+        frames[slots] += run  # those named again are set to the same
+        if not outputs:
+            return np.zeros((len(slots), len(self._entries)), dtype=np.int64)
         projected = np.empty((len(slots), 2 * self._entries.shape[2]), dtype=np.float32)
         matmul(latent, self._project, projected)
         codes = np.empty((len(slots), len(self._entries)), dtype=np.int64)
@@ -161,8 +175,14 @@ class CompiledDecoder(_Half):
         self._up, self._up_name = as_array(mimi.upsample.packed().weight), mimi.upsample.state_name
 
     @torch.inference_mode()
-    def __call__(self, codes: npt.NDArray[np.int64], state: SlotState, slots: Slots) -> Floats:
-        """codes [n, 8] of n slots → pcm [n, 1920]; as models.mimi.Mimi.decode_frame, for these slots of `state`."""
+    def __call__(
+        self, codes: npt.NDArray[np.int64], state: SlotState, slots: Slots, run: int = 1, outputs: bool = True
+    ) -> Floats:
+        """codes [n, 8] of n slots → pcm [n, 1920]; as models.mimi.Mimi.decode_frame, for these slots of `state`.
+
+        run: as in CompiledEncoder. outputs False: PCM of zeros, and the histories of the convolutions behind the
+        transformer stay as they were; they reach some frames back, which are then to be run with outputs.
+        """
         frames, dim = state["frames"].numpy(), self._config.d_model
         both = np.empty((len(slots), 2 * self._entries.shape[2]), dtype=np.float32)
         entries_of(codes, self._entries, both)
@@ -171,8 +191,10 @@ class CompiledDecoder(_Half):
         x = np.empty((POSITIONS_PER_FRAME * len(slots), dim), dtype=np.float32)
         upsample(latent, self._up, as_array(state[self._up_name]), slots, x)
         x = x.reshape(len(slots), -1)
-        self._transform(x, state, slots, frames[slots])
-        frames[slots] += 1
+        self._transform(x, state, slots, numbers(frames, slots, run))
+        frames[slots] += run  # those named again are set to the same
+        if not outputs:
+            return np.zeros((len(slots), FRAME_SAMPLES), dtype=np.float32)
         x = self._convolve(self._first, x, state[self._names[0]], slots, activate=False)
         x = self._convolve(self._stages[0][0], x, state[self._names[1]], slots, activate=True)
         _, *histories, last = (as_array(state[name]) for name in self._names)

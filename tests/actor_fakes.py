@@ -67,7 +67,14 @@ async def settle(turns: int = 200) -> None:
 class FakeLane:
     """What a rebuild asks of a lane beside its work. These remember everything, so they are rebuilt from the start."""
 
-    group = 4
+    group, run_most = 4, 1
+
+    def run(self, slots: Sequence[int], data: Rows) -> Rows:
+        raise NotImplementedError
+
+    def replay(self, slots: Sequence[int], data: Rows, *, outputs: bool) -> None:
+        del outputs
+        self.run(slots, data[:, 0])
 
     def snapshot(self, slot: int) -> Any:
         raise AssertionError("a stream that remembers everything cannot go on from the middle")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from actors.journal import FRAMES_PER_S, RECEPTIVE_S
 from graphs.codec import DecoderLane, EncoderLane, Int16
-from graphs.codec_rebuild import LaneRebuild
+from graphs.codec_rebuild import HEARD_FRAMES, LaneRebuild
 from graphs.stages import CodecPast
 from models.config import CodecTransformerConfig, MimiConfig, QuantizerConfig, SeanetConfig
 from models.demo_checkpoint import random_mimi
@@ -125,18 +125,21 @@ def test_what_was_dropped_is_not_worked_on() -> None:
 
 
 class SlowLane:
-    """A lane of groups of four that takes 10 ms of a fake clock for each group it computes."""
+    """A lane of groups of four that takes 10 ms of a fake clock for each frame of a group."""
 
-    group = 4
+    group, run_most = 4, 2
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.calls: list[list[int]] = []
+        self.calls: list[list[int]] = []  # a frame of some slots
+        self.heard: list[bool] = []
 
-    def run(self, slots: list[int], data: Int16) -> Int16:
-        self.calls.append(list(slots))
-        self.now_s += 0.010 * len({slot // 4 for slot in slots})
-        return data
+    def replay(self, slots: list[int], data: Int16, *, outputs: bool) -> None:
+        assert len(data) == len(slots)
+        assert data.shape[1] <= self.run_most
+        self.calls += [list(slots)] * data.shape[1]
+        self.heard += [outputs] * data.shape[1]
+        self.now_s += 0.010 * data.shape[1] * len({slot // 4 for slot in slots})
 
 
 @pytest.mark.parametrize(("budget_s", "most_s"), [(0.0, 0.010), (0.015, 0.010), (0.025, 0.020), (0.25, 0.25)])
@@ -162,3 +165,27 @@ def test_neighbours_of_a_group_advance_together() -> None:
         rebuild.begin(slot, CodecPast(SPEECH[:3], 3))
     assert finish(rebuild) == [5, 6, 0, 1]
     assert lane.calls == [[5, 6]] * 3 + [[0, 1]] * 3
+
+
+def test_only_the_last_frames_are_run_in_full() -> None:
+    lane = SlowLane()
+    rebuild = LaneRebuild(lane, clock=lambda: lane.now_s)  # type: ignore[arg-type]  # as above
+    rebuild.begin(0, CodecPast(SPEECH[:21], 21))
+    finish(rebuild, budget_s=1.0)
+    assert lane.heard == [False] * (21 - HEARD_FRAMES) + [True] * HEARD_FRAMES
+
+
+@pytest.mark.parametrize("direction", LANES)
+@pytest.mark.parametrize("frames", [2, 5, 16])
+def test_several_frames_a_call_leave_the_same_bits(direction: str, frames: int) -> None:
+    """To beyond the rings' wrap, two streams of different age in one call, and a third that is not touched."""
+    make, rows = LANES[direction]
+    lane, cut = make(MIMI, 3), 32
+    for frame in range(5):
+        lane.run([2], rows[frame : frame + 1])
+    lane.run([0], rows[:1])
+    for at in range(0, cut, frames):
+        both = np.stack([rows[1 + at : 1 + at + frames], rows[at : at + frames]])
+        lane.replay([0, 1], both, outputs=cut - at <= HEARD_FRAMES + frames)
+    ends = [1 + -(-cut // frames) * frames, -(-cut // frames) * frames, 5]
+    assert all(goes_on(lane, direction, slot, end) for slot, end in enumerate(ends))
