@@ -10,6 +10,9 @@ import numpy as np
 from actors.messages import FrameOut
 
 ON_TIME_FRAMES = 1  # 80 ms; two would be more than the 120 ms a client buffers
+# Answers that come without the lag having shrunk: then nothing is being caught up any more, however late it is. Frames
+# caught up at a fifth above real time still shrink it every six.
+PATIENCE_FRAMES = 12
 SILENT = np.zeros(0, dtype=np.int16)  # the pcm of a frame whose audio was dropped
 
 
@@ -65,29 +68,34 @@ class CatchUp:
     other they would leave the conversation as late as the recovery was long, for good.
 
     A frame is as late as the user's frames that have come since. It is stale until it is no later than is usual for
-    this client (some send ahead) or than `ON_TIME_FRAMES`. A replica that hardly keeps up must not silence the
-    conversation for ever, so there is an end to it even if that never comes.
+    this client (some send ahead) or than `ON_TIME_FRAMES`. A replica that just keeps up must not silence the
+    conversation, so it also ends when the lag has not shrunk for `PATIENCE_FRAMES` answers.
     """
 
     def __init__(self) -> None:
         self._usual: deque[int] = deque([0], maxlen=25)
-        self._left = 0
+        self._least: int | None = None  # the smallest lag since it began; None: nothing to catch up
+        self._patience = 0
 
     @property
     def catching_up(self) -> bool:
-        return self._left > 0
+        return self._least is not None
 
     def begin(self, unanswered: int) -> None:
         """The conversation goes on, with so many frames to answer at once."""
-        self._left = 2 * unanswered
+        self._least = unanswered if unanswered > 0 else None
+        self._patience = PATIENCE_FRAMES
 
     def stale(self, behind: int) -> bool:
         """Whether an answer is too old to be heard; `behind` are the user's frames that came after its own."""
-        if not self._left:
+        if self._least is None:
             self._usual.append(behind)
             return False
-        if behind <= max(ON_TIME_FRAMES, sorted(self._usual)[len(self._usual) // 2]):
-            self._left = 0
+        if behind < self._least:
+            self._least, self._patience = behind, PATIENCE_FRAMES
+        else:
+            self._patience -= 1
+        if not self._patience or behind <= max(ON_TIME_FRAMES, sorted(self._usual)[len(self._usual) // 2]):
+            self._least = None
             return False
-        self._left -= 1
         return True

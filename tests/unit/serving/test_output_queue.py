@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.messages import FrameOut
 from graphs.stages import FrameKey
-from serving.output_queue import OutputQueue
+from serving.output_queue import PATIENCE_FRAMES, CatchUp, OutputQueue
 
 
 def frame(number: int, text: str = "") -> FrameOut:
@@ -72,3 +74,35 @@ def test_order_text_and_bounds_hold_whatever_the_reader_does(steps: list[tuple[b
     assert taken == sorted(set(taken))
     assert texts == spoken
     assert len(put) - len(taken) <= queue.dropped_frames
+
+
+def lags(catch_up: CatchUp, behind: Iterable[int]) -> list[bool]:
+    return [catch_up.stale(each) for each in behind]
+
+
+def test_what_is_caught_up_is_not_heard_until_the_lag_is_small_again() -> None:
+    catch_up = CatchUp()
+    assert not any(lags(catch_up, [0] * 25))
+    catch_up.begin(40)
+    assert lags(catch_up, range(39, 0, -1)) == [True] * 38 + [False]
+    assert not catch_up.catching_up
+    assert not any(lags(catch_up, [7] * 50))  # late for another reason: that is no recovery's business
+
+
+def test_a_lag_that_is_usual_for_a_client_is_small_enough() -> None:
+    catch_up = CatchUp()
+    lags(catch_up, [3] * 25)
+    catch_up.begin(10)
+    assert lags(catch_up, [6, 5, 4, 3]) == [True, True, True, False]
+
+
+def test_a_replica_that_only_just_keeps_up_does_not_silence_a_conversation() -> None:
+    catch_up = CatchUp()
+    catch_up.begin(60)
+    assert lags(catch_up, [20] + [4] + [4] * 30) == [True] * (1 + PATIENCE_FRAMES) + [False] * (31 - PATIENCE_FRAMES)
+
+
+def test_nothing_unanswered_is_nothing_to_catch_up() -> None:
+    catch_up = CatchUp()
+    catch_up.begin(0)
+    assert not catch_up.catching_up
