@@ -22,6 +22,7 @@ _NUMERALS = _SMALL | {"hundred", "thousand", "million"}
 _SAME = {
     "ok": "okay", "gonna": "going to", "wanna": "want to", "cannot": "can not", "can't": "can not",
     "won't": "will not", "anytime": "any time", "goodbye": "good bye", "alright": "all right",
+    "dr": "doctor", "mr": "mister",
 }  # fmt: skip
 _ENDINGS = (("n't", " not"), ("'re", " are"), ("'m", " am"), ("'ll", " will"), ("'ve", " have"))
 

@@ -32,6 +32,7 @@ words = st.lists(st.sampled_from(["a", "b", "c"]), max_size=6)
         ("25% of 3.5", "twenty five percent of three point five"),
         ("Uh-huh. Okay. OK.", "uh huh okay okay"),
         ("fish and chips", "fish and chips"),
+        ("Dr. Lane", "doctor lane"),
         ("", ""),
     ],
 )
