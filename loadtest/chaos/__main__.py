@@ -157,9 +157,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "scenario", nargs="+", choices=(*SCENARIOS, "all"), metavar="SCENARIO", help=", ".join(SCENARIOS)
-    )
+    several = "; all of them; or several by turns in one run: engine+drain"
+    parser.add_argument("scenario", nargs="+", metavar="SCENARIO", help=", ".join(SCENARIOS) + several)
     parser.add_argument("--sessions", type=int, default=8, help="conversations at once (default 8)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each lasts (default 60)")
     parser.add_argument("--nodes", type=int, default=3, help="fake nodes with an accelerator each (default 3)")
