@@ -142,7 +142,7 @@ class CompiledEncoder(_Half):
         x = _multiplied(down, out, len(slots))
         x = self._convolve(self._last, x, state[self._names[-1]], slots, activate=True)
         del last
-        now = frames[slots]
+        now = numbers(frames, slots, run)
         self._transform(x, state, slots, now)
         history = state[self._down_name].numpy()
         fresh = slots[now == 0]
