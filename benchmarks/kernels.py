@@ -151,6 +151,7 @@ def attention(config: LMConfig, stored: str, page: int = 0) -> Iterator[Launch]:
             "splits": splits, "split_keys": attention_triton.SPLIT_KEYS, "query_rows": QUERY_ROWS,
             "key_rows": attention_triton.KEYS_AT_ONCE, "precision": "tf32",
         },
+        stages=4 if page else 3,
     )  # fmt: skip
     if not scaled and not page:
         yield Launch(
