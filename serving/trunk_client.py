@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from actors.errors import ReplicaLost
 from actors.messages import Down, DownSink, Failed, FrameOut, JournalPart, Need, Up
 from serving import trunk_protocol as wire
+from serving.trunk_pulse import TrunkClientConnection, hang_up_when_silent
 from serving.trunk_server import HELLO_TIMEOUT_S, TrunkConfig
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class TrunkPool:
 class Trunk:
     """One connection to one replica. Everything that is ready goes into one message."""
 
-    def __init__(self, address: str, version: int, connection: ClientConnection) -> None:
+    def __init__(self, address: str, version: int, connection: ClientConnection, dead_s: float) -> None:
         self.address = address
         self.version = version  # of the protocol, as agreed with the replica
         self._connection = connection
@@ -65,7 +66,11 @@ class Trunk:
         self._room = asyncio.Event()
         self._room.set()
         self.lost = False
-        self._tasks = (asyncio.create_task(self._send_all()), asyncio.create_task(self._receive_all()))
+        self._tasks = (
+            asyncio.create_task(self._send_all()),
+            asyncio.create_task(self._receive_all()),
+            asyncio.create_task(hang_up_when_silent(connection, dead_s, address)),
+        )
 
     @classmethod
     async def connect(cls, address: str, name: str, config: TrunkConfig) -> Trunk:
@@ -79,14 +84,15 @@ class Trunk:
                 max_size=wire.MAX_BATCH_BYTES,
                 open_timeout=CONNECT_TIMEOUT_S,
                 ping_interval=config.ping_s,
-                ping_timeout=config.dead_s - config.ping_s,
+                ping_timeout=None,  # who is dead, serving/trunk_pulse.py says
                 close_timeout=1.0,
                 proxy=None,
+                create_connection=TrunkClientConnection,
             )
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 await connection.send(wire.encode_hello(wire.Hello(name)))
                 hello = wire.decode_hello(await _binary(connection))
-            return cls(address, wire.agree(wire.VERSIONS, hello.versions), connection)
+            return cls(address, wire.agree(wire.VERSIONS, hello.versions), connection, config.dead_s)
         except (OSError, TimeoutError, WebSocketException, wire.TrunkProtocolError) as error:
             log.warning("no trunk to %s: %s", address, error)
             if connection is not None:
@@ -182,10 +188,11 @@ class Trunk:
             _hand(sink, message)
 
     def _lose(self) -> None:
-        """Tell everybody once. The connection's pings notice a dead end in `dead_s`, TCP a killed one at once."""
+        """Tell everybody once. A dead end is noticed in `dead_s`, a killed one at once, by TCP."""
         self.lost = True
         self._room.set()
-        self._tasks[0].cancel()
+        for task in (self._tasks[0], self._tasks[2]):
+            task.cancel()
         while self._parts:
             _settle(self._parts.popleft()[1], ReplicaLost(PART_LOST))
         sinks, self._sinks = self._sinks, {}

@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 
 from serving import trunk_protocol as wire
 from serving.trunk_link import Link, ReplicaPort, binary
+from serving.trunk_pulse import TrunkServerConnection, hang_up_when_silent
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,10 @@ class TrunkServer:
             compression=None,  # Opus-sized gains on PCM are not worth a millisecond of a core
             max_size=wire.MAX_BATCH_BYTES,
             ping_interval=self._config.ping_s,
-            ping_timeout=self._config.dead_s - self._config.ping_s,
+            ping_timeout=None,  # who is dead, serving/trunk_pulse.py says
             close_timeout=1.0,
             server_header=None,
+            create_connection=TrunkServerConnection,
         )
         bound = next(iter(self._server.sockets)).getsockname()[1]
         return f"ws://{f'[{host}]' if ':' in host else host}:{bound}"
@@ -70,8 +72,10 @@ class TrunkServer:
 
     async def _serve(self, connection: ServerConnection) -> None:
         link: Link | None = None
+        pulse: asyncio.Task[None] | None = None
         try:
             ingress, version = await asyncio.wait_for(self._greet(connection), HELLO_TIMEOUT_S)
+            pulse = asyncio.create_task(hang_up_when_silent(connection, self._config.dead_s, f"ingress {ingress}"))
             link = Link(connection, self._replica, version, self._config.max_outbox)
             await link.run()
             log.info("ingress %s left", ingress)
@@ -81,6 +85,8 @@ class TrunkServer:
             log.warning("closing a trunk: %s", error)
             await connection.close(1002, str(error)[:100])
         finally:
+            if pulse is not None:
+                pulse.cancel()
             if link is not None:
                 await link.leave_sessions()
 
