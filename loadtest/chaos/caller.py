@@ -12,7 +12,6 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from loadtest.chat_client import READY_TIMEOUT_S, Lost, Refused, Send, converse
@@ -22,7 +21,7 @@ from loadtest.timings import Timings
 
 GRACE_S = 30.0  # how long a server keeps the slot of a client that may come back
 _AGAIN_S = 0.1
-_HEARTBEAT_S = 1.0  # a server that is cut off closes no connection; only its silence tells
+HEARTBEAT_S = 1.0  # a server that is cut off closes no connection; only its silence tells
 _RESUME_S = 3.0  # a server that does not answer an attempt within this may be the one that has just died
 
 
@@ -37,29 +36,23 @@ class Heard:
 
 @dataclass
 class CallLog:
-    """All that one caller saw. `spoken_s` holds when each of their own frames first left."""
+    """All that one caller saw, at which times of our clock."""
 
     call: int
     seed: int
     session: str = ""
     ready_s: float | None = None
-    spoken_s: list[float] = field(default_factory=list)
-    lags_ms: list[float] = field(default_factory=list)  # of our own clock
+    spoken_s: list[float] = field(default_factory=list)  # when each of their own frames first left
     heard: list[Heard] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
+    told_s: list[float] = field(default_factory=list)  # when each of these came: the line was up
     cuts: list[tuple[float, str]] = field(default_factory=list)  # when and how each connection but the last ended
     failure: str | None = None  # why the call did not last
 
     @property
     def text(self) -> str:
         return "".join(self.words)
-
-    @property
-    def gaps_s(self) -> list[float]:
-        """Between one frame with sound and the next: what is trimmed is not heard."""
-        at_s = [heard.at_s for heard in self.heard if heard.digest is not None]
-        return [after - before for before, after in pairwise(at_s)]
 
 
 class Caller:
@@ -131,7 +124,7 @@ class Caller:
             self._say,
             ready_timeout_s=READY_TIMEOUT_S if self._token is None else _RESUME_S,
             silence_timeout_s=GRACE_S,
-            heartbeat_s=_HEARTBEAT_S,
+            heartbeat_s=HEARTBEAT_S,
             clock=self._clock,
         )
 
@@ -145,7 +138,6 @@ class Caller:
             await asyncio.sleep(max(0.0, due_s - self._clock()))
             if frame == len(self.log.spoken_s):  # not when it is said again
                 self.log.spoken_s.append(self._clock())
-                self.log.lags_ms.append((self._clock() - due_s) * 1e3)
             await send(audio_message(self._pcm[frame % len(self._pcm)]))
 
     def _take(self, message: Message) -> bool:
@@ -165,6 +157,7 @@ class Caller:
 
     def _listen_to(self, metadata: dict[str, Any], now_s: float) -> None:
         self.log.metadata.append(metadata)
+        self.log.told_s.append(now_s)
         if self.log.ready_s is None:
             self.log.ready_s = now_s
         if "session" in metadata:

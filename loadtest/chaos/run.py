@@ -11,18 +11,22 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 from loadtest.callers import CALLERS
+from loadtest.chaos.call_verdict import Reference, judge_call
 from loadtest.chaos.caller import GRACE_S, Caller, CallLog
+from loadtest.chaos.gaps import gaps
 from loadtest.chaos.journals import AdminClient, Seen, look_until, watch
 from loadtest.chaos.plan import STRIKES, gap_limit_s, kinds, spread, strike_times_s
+from loadtest.chaos.pulse import Pulse, longest_s
 from loadtest.chaos.strikes import Missed, Striker
 from loadtest.chaos.system import System
-from loadtest.chaos.verdict import Reference, Strike, Verdict, heard_after, judge_call, witness_lag_ms
+from loadtest.chaos.verdict import Verdict, struck_at
 from loadtest.speech import FRAME_S
 
 ROLE = "You enjoy having a good conversation."
@@ -37,14 +41,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Conversations:
-    """What a run of calls left behind, in the callers' order."""
+    """What a run of calls left behind, in the callers' order, and how well we were awake meanwhile."""
 
     logs: Sequence[CallLog]
     seen: Sequence[Seen]
+    pulse: Pulse
 
     @property
     def longest_gap_s(self) -> float:
-        return max((gap for log in self.logs for gap in log.gaps_s), default=0.0)
+        return max((gap.seconds for log in self.logs for gap in gaps(log)), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ class Order:
 async def undisturbed(system: System, order: Order, say: Say) -> Conversations:
     """The same conversations with nobody in their way."""
     say(f"{order.sessions} undisturbed conversations of {order.seconds:g} s, as a reference")
-    async with _talking(system, order) as (callers, seen, admin):
-        return await _to_the_end(callers, seen, admin, order, _nothing())
+    async with _talking(system, order) as talk:
+        return await _to_the_end(talk, order, _nothing())
 
 
 async def struck(
@@ -74,88 +79,96 @@ async def struck(
     """The conversations while the scenario strikes, held against their references."""
     times_s = strike_times_s(order.seconds, order.seed, system.layout.windows, order.strikes)
     say(f"{scenario}: strikes after {spread(times_s)} s")
-    struck_at: list[tuple[float, float, str]] = []  # on our clock, after the start, what
+    done: list[tuple[float, str]] = []  # when, on our clock, and what
     missed: list[str] = []
-    async with _talking(system, order) as (callers, seen, admin):
-        striker = Striker(system, admin, lambda: _homes(seen), random.Random(order.seed))
+    async with _talking(system, order) as talk:
+        striker = Striker(system, talk.admin, lambda: _homes(talk.seen), random.Random(order.seed))
+        start_s = time.monotonic()
 
         async def strike() -> None:
-            start_s = time.monotonic()
             try:
                 for due_s, kind in zip(times_s, cycle(kinds(scenario)), strict=False):
                     await asyncio.sleep(max(0.0, start_s + due_s - time.monotonic()))
                     await _until_whole(system, start_s + order.seconds - time.monotonic())
                     now_s = time.monotonic()
                     what = await striker.strike(kind)
-                    struck_at.append((now_s, now_s - start_s, what))
+                    done.append((now_s, what))
                     say(f"{now_s - start_s:.1f} s: {what}")
             except Exception as error:  # noqa: BLE001 - a strike that went wrong is a fault of the run, and is said
                 missed.append(f"a strike was missed: {type(error).__name__}: {error}")
 
-        conversations = await _to_the_end(callers, seen, admin, order, strike())
+        conversations = await _to_the_end(talk, order, strike())
         try:
             async with asyncio.timeout(120):
                 await striker.mended()
         except Exception as error:  # noqa: BLE001 - as above
             missed.append(f"what was struck was not mended: {type(error).__name__}: {error}")
+    logs, stalls = conversations.logs, conversations.pulse.stalls
     calls = [
-        judge_call(log, each, reference, order.frames)
-        for log, each, reference in zip(conversations.logs, conversations.seen, references, strict=True)
+        judge_call(log, each, reference, order.frames, stalls)
+        for log, each, reference in zip(logs, conversations.seen, references, strict=True)
     ]
     verdict = Verdict(
         scenario=scenario,
         calls=calls,
         gap_limit_s=gap_limit_s(scenario, order.sessions),
-        strikes=[Strike(at_s, what, *heard_after(now_s, conversations.logs)) for now_s, at_s, what in struck_at],
+        strikes=[struck_at(start_s, at_s, what, logs, stalls) for at_s, what in done],
         missed="; ".join(missed),
-        witness_lag_ms=witness_lag_ms(conversations.logs),
+        witness_lag_ms=conversations.pulse.p99_ms,
+        witness_asleep_s=longest_s(stalls),
         undisturbed_gap_s=quiet_gap_s,
         expected_strikes=order.strikes,
     )
     return verdict, conversations
 
 
-class _talking:  # noqa: N801 - used as a function
+@dataclass
+class _Talk:
+    """Calls that go on."""
+
+    callers: Sequence[Caller]
+    seen: Sequence[Seen]
+    admin: AdminClient
+    pulse: Pulse
+
+
+@asynccontextmanager
+async def _talking(system: System, order: Order) -> AsyncIterator[_Talk]:
     """Callers that have been answered, and who looks at their journals, for a block; at its end they hang up."""
-
-    def __init__(self, system: System, order: Order) -> None:
-        self._admin = AdminClient(system.url)
-        self._callers = [
-            Caller(system.url, call, FIRST_SEED + call, CALLERS[call % len(CALLERS)].speech(), order.frames, ROLE)
-            for call in range(order.sessions)
-        ]
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> tuple[list[Caller], list[Seen], AdminClient]:
-        for caller in self._callers:
-            self._tasks.append(asyncio.create_task(caller.hold()))
+    admin = AdminClient(system.url)
+    callers = [
+        Caller(system.url, call, FIRST_SEED + call, CALLERS[call % len(CALLERS)].speech(), order.frames, ROLE)
+        for call in range(order.sessions)
+    ]
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        for caller in callers:
+            tasks.append(asyncio.create_task(caller.hold()))
             await asyncio.sleep(_RAMP_S)
         for _ in range(int(_READY_S / _RAMP_S)):
-            if all(caller.log.ready_s is not None or caller.over.is_set() for caller in self._callers):
+            if all(caller.log.ready_s is not None or caller.over.is_set() for caller in callers):
                 break
             await asyncio.sleep(_RAMP_S)
-        seen = [Seen() for _ in self._callers]
-        sessions = {caller.log.session: each for caller, each in zip(self._callers, seen, strict=True)}
-        self._tasks.append(asyncio.create_task(watch(self._admin, sessions)))
-        return self._callers, seen, self._admin
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
+        seen = [Seen() for _ in callers]
+        sessions = {caller.log.session: each for caller, each in zip(callers, seen, strict=True)}
+        pulse = Pulse()
+        tasks += [asyncio.create_task(watch(admin, sessions)), asyncio.create_task(pulse.beat())]
+        yield _Talk(callers, seen, admin, pulse)
+    finally:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._admin.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await admin.close()
 
 
-async def _to_the_end(
-    callers: Sequence[Caller], seen: Sequence[Seen], admin: AdminClient, order: Order, strikes: Awaitable[None]
-) -> Conversations:
+async def _to_the_end(talk: _Talk, order: Order, strikes: Awaitable[None]) -> Conversations:
     """Until every call has been answered in full or has failed, and its journal was seen to the last frame."""
     striking = asyncio.ensure_future(strikes)
     try:
         async with asyncio.timeout(order.seconds + GRACE_S):
-            await asyncio.gather(*(caller.over.wait() for caller in callers))
+            await asyncio.gather(*(caller.over.wait() for caller in talk.callers))
     except TimeoutError:
-        for caller in callers:
+        for caller in talk.callers:
             if not caller.over.is_set():
                 caller.log.failure = f"{len(caller.log.heard)} of {order.frames} frames were answered"
     striking.cancel()
@@ -163,12 +176,12 @@ async def _to_the_end(
     await asyncio.sleep(_EXTRA_S)
     await asyncio.gather(
         *(
-            look_until(admin, caller.log.session, each, order.frames, _JOURNAL_S)
-            for caller, each in zip(callers, seen, strict=True)
+            look_until(talk.admin, caller.log.session, each, order.frames, _JOURNAL_S)
+            for caller, each in zip(talk.callers, talk.seen, strict=True)
             if caller.log.failure is None
         )
     )
-    return Conversations([caller.log for caller in callers], seen)
+    return Conversations([caller.log for caller in talk.callers], talk.seen, talk.pulse)
 
 
 async def _until_whole(system: System, left_s: float) -> None:
@@ -204,7 +217,7 @@ def write_log(path: Path, conversations: Conversations) -> None:
             "failure": log.failure,
             "homes": seen.homes,
             "cuts": log.cuts,
-            "lags_ms": [round(lag, 1) for lag in log.lags_ms],
+            "told_s": log.told_s,
             "heard": [(heard.frame, round(heard.at_s, 3), heard.digest) for heard in log.heard],
             "tokens": list(seen.tokens.items()),
             "metadata": log.metadata,
@@ -212,7 +225,8 @@ def write_log(path: Path, conversations: Conversations) -> None:
         for log, seen in zip(conversations.logs, conversations.seen, strict=True)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(calls))
+    asleep = [(stall.from_s, stall.until_s) for stall in conversations.pulse.stalls]
+    path.write_text(json.dumps({"calls": calls, "asleep": asleep}))
 
 
 def load(path: Path, order: Order) -> tuple[list[Reference], float]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 
 import pytest
 
+from loadtest.chaos.call_verdict import CallVerdict, Reference, judge_call
 from loadtest.chaos.caller import CallLog, Heard
+from loadtest.chaos.gaps import Gap, gaps, story
 from loadtest.chaos.journals import Seen
-from loadtest.chaos.verdict import CallVerdict, Reference, Strike, Verdict, heard_after, judge_call
+from loadtest.chaos.pulse import Pulse, Stall
+from loadtest.chaos.verdict import Strike, Verdict, struck_at
 
 FRAMES = 100
 
@@ -181,14 +186,108 @@ class TestSeen:
         assert judge(log(12), journal).doubled == 1
 
 
-def test_what_is_heard_of_a_strike_is_what_ends_after_it() -> None:
+def silent(frames: range = range(50, 60)) -> CallLog:
+    """Frame 49 is heard at 13.92, those of `frames` are trimmed, frame 60 is heard at 14.80."""
     heard = log()
-    for frame in range(50, 60):
-        heard.heard[frame] = Heard(frame, heard.heard[59].at_s, None)
-    heard.spoken_s = [10.0 + 0.08 * k for k in range(FRAMES)]
-    heard.lags_ms = [1.0] * FRAMES
-    heard.lags_ms[55] = 30.0
-    # Frame 49 is heard at 13.92, frame 60 at 14.80.
-    assert heard_after(14.0, [heard]) == (pytest.approx(0.88), pytest.approx(30.0))
-    assert heard_after(15.0, [heard]) == (pytest.approx(0.08), pytest.approx(1.0))
-    assert heard_after(5.0, [heard]) == (pytest.approx(0.08), pytest.approx(1.0))
+    for frame in frames:
+        heard.heard[frame] = Heard(frame, heard.heard[frames[-1]].at_s, None)
+    return heard
+
+
+def test_what_is_heard_of_a_strike_is_what_ends_after_it() -> None:
+    stalls = [Stall(14.4, 14.43)]
+    strike = struck_at(9.0, 14.0, "bang", [log(), silent()], stalls)
+    assert (strike.at_s, strike.gap_s, strike.lag_ms) == (5.0, pytest.approx(0.88), pytest.approx(30.0))
+    assert strike.story.startswith("call 0: 0.80 s until frames came, too late to be heard, 0.08 s until one was heard")
+    assert struck_at(9.0, 15.0, "bang", [silent()], stalls).gap_s == pytest.approx(0.08)
+    assert struck_at(9.0, 15.0, "bang", [silent()], stalls).lag_ms == 0
+    assert struck_at(9.0, 5.0, "bang", [silent()], stalls).gap_s == pytest.approx(0.08)
+
+
+class TestOurOwnLateness:
+    """A run whose witness slept is neither held nor failed, where its sleep decides."""
+
+    @staticmethod
+    def judged(heard: CallLog, *stalls: Stall, limit_s: float = 0.5, journal: Seen | None = None) -> Verdict:
+        call = judge_call(heard, journal or seen(), REFERENCE, FRAMES, stalls)
+        strikes = [Strike(k, "bang") for k in (5.0, 15.0, 25.0)]
+        asleep_s = max((stall.seconds for stall in stalls), default=0.0)
+        return Verdict("engine", [call], limit_s, strikes, witness_asleep_s=asleep_s)
+
+    def test_a_silence_that_we_made_ourselves_is_nobodys_fault(self) -> None:
+        found = self.judged(silent(), Stall(14.0, 14.7))
+        assert (found.outcome, found.held) == ("invalid", False)
+        assert found.faults == ["a gap of 0.88 s was heard; 0.5 s are allowed"]
+        assert found.doubts == ["this process was asleep itself, for 0.70 s at the longest"]
+        assert found.as_json()["outcome"] == "invalid"
+
+    def test_one_that_would_have_been_too_long_without_us_is_the_systems(self) -> None:
+        assert self.judged(silent(), Stall(14.0, 14.2)).outcome == "failed"
+        assert self.judged(silent(), Stall(11.0, 13.0)).outcome == "failed"  # at another time
+
+    def test_one_that_may_have_begun_before_we_noticed_does_not_hold(self) -> None:
+        found = self.judged(silent(), Stall(13.0, 13.95), limit_s=1.0)
+        assert found.faults == []
+        assert found.outcome == "invalid"
+        assert found.doubts == ["it was late to note where a silence began, which may have lasted 1.80 s"]
+        assert self.judged(silent(), Stall(13.0, 13.95), limit_s=1.9).outcome == "held"
+
+    def test_a_call_may_be_lost_because_its_caller_did_not_answer(self) -> None:
+        cut = log(60)
+        cut.failure, cut.words = "Lost: 1006", cut.words[:1]
+        assert self.judged(cut, journal=seen(60)).outcome == "failed"
+        assert self.judged(cut, Stall(13.0, 13.5), journal=seen(60)).outcome == "failed"
+        found = self.judged(cut, Stall(13.0, 14.2), journal=seen(60))
+        assert found.outcome == "invalid"
+        assert len(found.faults) == 5
+
+    def test_no_lateness_excuses_other_tokens_a_double_or_a_hole(self) -> None:
+        asleep = Stall(1.0, 9.0)
+        other = seen()
+        other.tokens[70] = tokens(0)
+        doubled, holed = log(), log()
+        doubled.heard.insert(51, Heard(50, 14.1, "sound 50"))
+        assert self.judged(log(), asleep).outcome == "held"
+        assert self.judged(log(), asleep, journal=other).outcome == "failed"
+        assert self.judged(doubled, asleep).outcome == "failed"
+        assert self.judged(log(), asleep, journal=seen(98)).outcome == "failed"
+        del holed.words[0]
+        assert self.judged(holed, asleep).outcome == "failed"
+
+    def test_a_pulse_notes_when_it_was_late(self) -> None:
+        pulse = Pulse()
+        for beat in range(98):
+            pulse.woke(float(beat), beat + 0.001)
+        pulse.woke(100.0, 100.015)
+        pulse.woke(101.0, 103.0)
+        assert pulse.stalls == [Stall(101.0, 103.0)]
+        assert pulse.p99_ms == pytest.approx(15.0)
+
+    async def test_a_pulse_of_a_process_that_sleeps(self) -> None:
+        pulse = Pulse()
+        beating = asyncio.create_task(pulse.beat())
+        await asyncio.sleep(0.05)
+        time.sleep(0.3)  # noqa: ASYNC251 - that is what is to be noticed
+        await asyncio.sleep(0.05)
+        beating.cancel()
+        assert max(stall.seconds for stall in pulse.stalls) > 0.25
+
+
+class TestWhatASilenceWasMadeOf:
+    def test_a_line_that_was_lost_and_had_again(self) -> None:
+        heard = log()
+        heard.heard = heard.heard[:50] + [Heard(k, 16.0 + 0.08 * (k - 50), "x") for k in range(50, FRAMES)]
+        heard.cuts = [(14.0, "Lost"), (15.0, "Refused"), (15.2, "Refused")]
+        heard.told_s = [10.0, 15.5]
+        (gap,) = (each for each in gaps(heard) if each.seconds > 1)
+        assert (
+            story(gap, heard)
+            == "0.08 s until the line was lost, 1.50 s until it was back, 3 tries, 0.50 s until one was heard"
+        )
+
+    def test_one_without_a_cut_and_our_own_part_in_it(self) -> None:
+        heard = log()
+        assert story(Gap(13.0, 13.08), heard) == "the line was up all the time"
+        assert story(Gap(13.0, 13.5, own_s=0.4), heard) == (
+            "the line was up all the time, this process asleep for 0.40 s of it"
+        )

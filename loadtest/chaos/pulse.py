@@ -1,0 +1,59 @@
+"""The witness's own clock: when this process was too late to notice anything, whatever the system did meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loadtest.timings import percentile
+
+EVERY_S = 0.01
+LATE_S = 0.02  # what `personaplex loadtest` allows its generators: a quarter of the 80 ms beat
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """What came between these two times was noticed at the second one, and nothing was said meanwhile."""
+
+    from_s: float
+    until_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.until_s - self.from_s
+
+    def within_s(self, from_s: float, until_s: float) -> float:
+        """How much of it lies between these two times."""
+        return max(0.0, min(self.until_s, until_s) - max(self.from_s, from_s))
+
+
+class Pulse:
+    """Wants to wake every 10 ms and notes how late it was: an event loop that is late for this is late for a frame."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stalls: list[Stall] = []  # of more than LATE_S
+        self._lates_s: list[float] = []
+        self._clock = clock
+
+    async def beat(self) -> None:
+        """Until cancelled."""
+        while True:
+            due_s = self._clock() + EVERY_S
+            await asyncio.sleep(EVERY_S)
+            self.woke(due_s, self._clock())
+
+    def woke(self, due_s: float, at_s: float) -> None:
+        self._lates_s.append(max(0.0, at_s - due_s))
+        if at_s - due_s > LATE_S:
+            self.stalls.append(Stall(due_s, at_s))
+
+    @property
+    def p99_ms(self) -> float:
+        """Of how late it woke."""
+        return percentile(self._lates_s, 0.99) * 1e3 if self._lates_s else 0.0
+
+
+def longest_s(stalls: Sequence[Stall]) -> float:
+    return max((stall.seconds for stall in stalls), default=0.0)
