@@ -118,7 +118,7 @@ def measure(model: LanguageModel, cache: RingCache, context: int, bandwidth: flo
         parts = Parts(model, cache, context, ops)
         for name, needed in bytes_of.items():
             taken = median_ms(recorded(getattr(parts, name), device), device)
-            yield PartRow(cache.slots, kv, kind, name, round(taken, 3), round(needed / bandwidth * 1e3, 3))
+            yield PartRow(cache.slots, kv, kind, name, taken, needed / bandwidth * 1e3)
 
 
 def line(row: PartRow) -> str:
