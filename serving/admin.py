@@ -2,7 +2,7 @@
 
     GET  /admin/replicas                           all replicas, as the router knows them
     POST /admin/replicas/{name}/drain              have one emptied: its conversations move, then it is replaced
-    GET  /admin/conversations                      those that this ingress carries
+    GET  /admin/conversations                      those that this ingress carries, and which ingress it is
     GET  /admin/conversations/{session}/journal    ?from=N  what was said from frame N on, as far as it is kept
 
 For whom: keys whose tenant has `admin = true` in the keys file. A server without keys listens on loopback alone, and
@@ -12,6 +12,7 @@ there everybody on the machine may ask; but no web page that happens to be open 
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import asdict
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -136,7 +137,9 @@ def admin_routes(hub: ConversationHub, router: RouterPort, trunks: TrunkSource, 
     @routes.get("/conversations")
     async def conversations(request: Request) -> dict[str, Any]:
         authorize(request, tenants)
-        return {"object": "list", "data": [_conversation_view(each) for each in hub.conversations]}
+        # Whoever answers is one ingress of several; its process is what a profiler, or a signal, is given.
+        asked = {"ingress": hub.place.ingress, "node": hub.place.node, "process": os.getpid()}
+        return {"object": "list", **asked, "data": [_conversation_view(each) for each in hub.conversations]}
 
     @routes.get("/conversations/{session}/journal")
     async def journal(

@@ -100,6 +100,11 @@ class ConversationHub:
                 yield conversation
 
     @property
+    def place(self) -> Place:
+        """Which ingress this is, and where."""
+        return self._place
+
+    @property
     def live(self) -> int:
         """Conversations that hold a slot now."""
         return len(self._conversations)

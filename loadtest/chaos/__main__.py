@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loadtest.chaos.call_verdict import Reference
@@ -80,7 +80,7 @@ async def run_all(
     references, quiet_gap_s = known
     for scenario in scenarios:
         say(f"starting {layout.nodes} nodes for {scenario}")
-        async with System.running(_layout(layout, scenario)) as system:
+        async with System.running(_layout(layout, scenario, order)) as system:
             if not references:
                 quiet = await undisturbed(system, order, say)
                 _check(quiet, order)
@@ -98,11 +98,16 @@ async def run_all(
     return verdicts
 
 
-def _layout(layout: Layout, scenario: str) -> Layout:
-    """A second ingress where the first may die: with one, everybody would wait for Serve to start another."""
-    if not {*kinds(scenario)} & {*CUTS_SOCKETS}:
+def _layout(layout: Layout, scenario: str, order: Order) -> Layout:
+    """A second ingress where the first may die: with one, everybody would wait for Serve to start another. Where an
+    unmodified client talks beside the others there is one slot for it, and no other: what it had is to be free."""
+    found = {*kinds(scenario)}
+    if not found & {*CUTS_SOCKETS}:
         return layout
-    return Layout(layout.nodes, layout.slots, 2, layout.context, layout.codec_context, layout.settings)
+    settings = layout.settings
+    if "ingress" in found:
+        settings += (("RESERVE_SLOTS", str(max(0, layout.nodes * layout.slots - order.sessions - 1))),)
+    return replace(layout, ingresses=2, settings=settings)
 
 
 def _references(quiet: Conversations) -> list[Reference]:
@@ -144,6 +149,8 @@ def show(verdict: Verdict) -> None:
         told += [f"tokens differ from frame {call.differing}"] * (call.differing is not None)
         told += ["text differs"] * (not call.text_equal) + [call.why] * bool(call.why)
         print(f"    call {call.call}: {'; '.join(told)}")
+    for redial in verdict.redials or ():
+        print(f"    an unmodified client {redial}")
     for fault in verdict.faults:
         print(f"  ! {fault}")
     for doubt in verdict.doubts:

@@ -68,6 +68,10 @@ class AdminClient:
         assert isinstance(found, list), answer
         return found
 
+    async def conversations(self) -> dict[str, Any]:
+        """Those that one of the ingresses carries, whichever answers, and its name, node and process."""
+        return await self._get("/admin/conversations", {})
+
     async def drain(self, replica: str) -> None:
         answer = await self._http.post(f"/admin/replicas/{quote(replica, safe='')}/drain")
         answer.raise_for_status()

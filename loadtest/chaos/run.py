@@ -17,15 +17,18 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
+import httpx
+
 from loadtest.callers import CALLERS
 from loadtest.chaos.call_verdict import Reference, judge_call
 from loadtest.chaos.caller import GRACE_S, Caller, CallLog
 from loadtest.chaos.gaps import gaps
 from loadtest.chaos.journals import AdminClient, Seen, look_until, watch
+from loadtest.chaos.plain import PlainCaller
 from loadtest.chaos.plan import STRIKES, gap_limit_s, kinds, spread, strike_times_s
 from loadtest.chaos.pulse import Pulse, longest_s
 from loadtest.chaos.strikes import Missed, Striker
-from loadtest.chaos.system import System
+from loadtest.chaos.system import System, SystemBroken
 from loadtest.chaos.verdict import Verdict, struck_at
 from loadtest.speech import FRAME_S
 
@@ -35,6 +38,8 @@ _RAMP_S = 0.15  # between two callers' dialling
 _READY_S = 120.0
 _EXTRA_S = 1.0  # whatever is sent beyond the last frame comes within this
 _JOURNAL_S = 10.0
+_EMPTY_S, _LOOK_S = 10.0, 0.25
+_ROOM_S = 40.0
 
 Say = Callable[[str], None]
 
@@ -46,6 +51,10 @@ class Conversations:
     logs: Sequence[CallLog]
     seen: Sequence[Seen]
     pulse: Pulse
+
+    @property
+    def kept(self) -> bool:
+        return all(log.failure is None for log in self.logs)
 
     @property
     def longest_gap_s(self) -> float:
@@ -81,7 +90,8 @@ async def struck(
     say(f"{scenario}: strikes after {spread(times_s)} s")
     done: list[tuple[float, str]] = []  # when, on our clock, and what
     missed: list[str] = []
-    async with _talking(system, order) as talk:
+    leaks: list[str] = []
+    async with _talking(system, order, plain="ingress" in kinds(scenario)) as talk:
         striker = Striker(system, talk.admin, lambda: _homes(talk.seen), random.Random(order.seed))
         start_s = time.monotonic()
 
@@ -103,6 +113,11 @@ async def struck(
                 await striker.mended()
         except Exception as error:  # noqa: BLE001 - as above
             missed.append(f"what was struck was not mended: {type(error).__name__}: {error}")
+        if conversations.kept:
+            talking = order.sessions + sum(each.up.is_set() for each in talk.plain)
+            leaks += await leaked(talk.admin, talking, f"by {talking} calls")
+    if conversations.kept:
+        leaks += await leaked(AdminClient(system.url), 0, "when everybody had hung up")
     logs, stalls = conversations.logs, conversations.pulse.stalls
     calls = [
         judge_call(log, each, reference, order.frames, stalls)
@@ -114,6 +129,8 @@ async def struck(
         gap_limit_s=gap_limit_s(scenario, order.sessions),
         strikes=[struck_at(start_s, at_s, what, logs, stalls) for at_s, what in done],
         missed="; ".join(missed),
+        leaks=leaks,
+        redials=[redial for each in talk.plain for redial in each.redials] if talk.plain else None,
         witness_lag_ms=conversations.pulse.p99_ms,
         witness_asleep_s=longest_s(stalls),
         undisturbed_gap_s=quiet_gap_s,
@@ -128,13 +145,15 @@ class _Talk:
 
     callers: Sequence[Caller]
     seen: Sequence[Seen]
+    plain: Sequence[PlainCaller]
     admin: AdminClient
     pulse: Pulse
 
 
 @asynccontextmanager
-async def _talking(system: System, order: Order) -> AsyncIterator[_Talk]:
-    """Callers that have been answered, and who looks at their journals, for a block; at its end they hang up."""
+async def _talking(system: System, order: Order, *, plain: bool = False) -> AsyncIterator[_Talk]:
+    """Callers that have been answered, and who looks at their journals, for a block; at its end they hang up. With
+    `plain` one more talks beside them, who knows of no tokens."""
     admin = AdminClient(system.url)
     callers = [
         Caller(system.url, call, FIRST_SEED + call, CALLERS[call % len(CALLERS)].speech(), order.frames, ROLE)
@@ -142,6 +161,7 @@ async def _talking(system: System, order: Order) -> AsyncIterator[_Talk]:
     ]
     tasks: list[asyncio.Task[None]] = []
     try:
+        await _until_room(admin, system.layout.nodes * system.layout.slots)
         for caller in callers:
             tasks.append(asyncio.create_task(caller.hold()))
             await asyncio.sleep(_RAMP_S)
@@ -149,11 +169,16 @@ async def _talking(system: System, order: Order) -> AsyncIterator[_Talk]:
             if all(caller.log.ready_s is not None or caller.over.is_set() for caller in callers):
                 break
             await asyncio.sleep(_RAMP_S)
+        others = [PlainCaller(system.url, FIRST_SEED - 1, CALLERS[0].speech(), ROLE) for _ in range(plain)]
+        for other in others:
+            tasks.append(asyncio.create_task(other.hold()))
+            async with asyncio.timeout(_READY_S):
+                await other.up.wait()
         seen = [Seen() for _ in callers]
         sessions = {caller.log.session: each for caller, each in zip(callers, seen, strict=True)}
         pulse = Pulse()
         tasks += [asyncio.create_task(watch(admin, sessions)), asyncio.create_task(pulse.beat())]
-        yield _Talk(callers, seen, admin, pulse)
+        yield _Talk(callers, seen, others, admin, pulse)
     finally:
         for task in tasks:
             task.cancel()
@@ -188,6 +213,34 @@ async def _until_whole(system: System, left_s: float) -> None:
     """A reserve of one replica is kept, not of two: the next strike comes when the last one is mended."""
     if not await system.whole(max(0.0, left_s - 1.0)):
         raise Missed("what was struck before was not replaced in time; give it more --seconds")
+
+
+async def _until_room(admin: AdminClient, slots: int) -> None:
+    """Replicas that were late take nobody for some seconds: those who talked before are not to be in the way."""
+    free = 0
+    for _ in range(int(_ROOM_S / _LOOK_S)):
+        try:
+            free = sum(int(each["free"]) for each in await admin.replicas())
+        except httpx.HTTPError:
+            free = 0
+        if free == slots:
+            return
+        await asyncio.sleep(_LOOK_S)
+    raise SystemBroken(f"{free} of {slots} slots were free after {_ROOM_S:g} s in which nobody talked")
+
+
+async def leaked(admin: AdminClient, talking: int, when: str) -> list[str]:
+    """Whether the router knows of other slots in use than there are calls, for longer than a move takes."""
+    held = -1
+    for _ in range(int(_EMPTY_S / _LOOK_S)):
+        try:
+            held = sum(int(each["busy"]) + int(each["arriving"]) for each in await admin.replicas())
+        except httpx.HTTPError:
+            held = -1
+        if held == talking:
+            return []
+        await asyncio.sleep(_LOOK_S)
+    return [f"{held} slots were held {when}" if held >= 0 else f"nobody could say which slots were held {when}"]
 
 
 async def _nothing() -> None:

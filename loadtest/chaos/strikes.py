@@ -17,6 +17,7 @@ Node = dict[str, Any]
 
 FROZEN_S = 12.0  # longer than leases, heartbeats and recoveries: what thaws is a zombie
 HEAD_AWAY_S = 4.0
+_QUESTIONS = 12  # the proxy asks the idler of two ingresses, so perhaps never the other one
 SHRUNK_S = 3.0  # by then Serve has chosen who goes
 
 _REPLICA, _INGRESS = "ray::ServeReplica:personaplex:PersonaPlexReplica", "ray::ServeReplica:personaplex:Ingress"
@@ -43,7 +44,7 @@ class Striker:
         """Strikes once and returns what was hit. What mends it afterwards goes on by itself. Raises Missed."""
         strikes: dict[str, Callable[[], Awaitable[str]]] = {
             "replica": lambda: self._kill_beside_calls("replica", _REPLICA),
-            "ingress": lambda: self._kill_any("ingress", _INGRESS),
+            "ingress": self._ingress,
             "router": lambda: self._kill_any("router", "ray::RouterShell"),
             "controller": lambda: self._kill_any("controller", "ray::ServeController"),
             "node": self._node,
@@ -69,10 +70,28 @@ class Striker:
         return f"{what} (process {process}) on node {node['index']}, {calls}"
 
     async def _kill_any(self, what: str, title: str) -> str:
-        processes = [process for node in await self._system.tell("nodes") for process in _titled(node, title)]
-        process = self._one(processes, what)
+        process = self._one(await self._processes(title), what)
         os.kill(process, signal.SIGKILL)
         return f"{what} (process {process})"
+
+    async def _ingress(self) -> str:
+        """One that carries calls: after the first death everybody is at the other one, and the next would hit nobody.
+        Asked for its calls, each answers for itself, and which one answers is the proxy's choice."""
+        left = sum(1 for _ in self._homes())
+        carried = dict.fromkeys(await self._processes(_INGRESS), -1)  # -1: it has not answered
+        for _ in range(_QUESTIONS):
+            answer = await self._admin.conversations()
+            if int(answer["process"]) in carried:
+                carried[int(answer["process"])] = len(answer["data"])
+            if -1 not in carried.values():
+                break
+        unknown = [process for process, calls in carried.items() if calls < 0]
+        left -= sum(calls for calls in carried.values() if calls > 0)
+        if len(unknown) == 1:
+            carried[unknown[0]] = left
+        process = self._one([process for process, calls in carried.items() if calls > 0], "ingress with calls")
+        os.kill(process, signal.SIGKILL)
+        return f"ingress (process {process}), {carried[process]} calls"
 
     async def _node(self) -> str:
         node, calls = await self._busy_node()
@@ -136,6 +155,9 @@ class Striker:
         busy = [node for node in nodes if calls[node["id"]]]
         node = self._one(busy, "node with calls")
         return node, f"{calls[node['id']]} calls"
+
+    async def _processes(self, title: str) -> list[int]:
+        return [process for node in await self._system.tell("nodes") for process in _titled(node, title)]
 
     def _one(self, found: list[Any], what: str) -> Any:
         if not found:

@@ -7,6 +7,7 @@ decides, a run is neither held nor failed: it is invalid, and has to be made aga
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from loadtest.chaos.call_verdict import CallVerdict
 from loadtest.chaos.caller import HEARTBEAT_S, CallLog
 from loadtest.chaos.gaps import gaps, story
+from loadtest.chaos.plain import Redial
 from loadtest.chaos.pulse import Stall, longest_s
 
 AFTERMATH_S = 8.0
@@ -67,6 +69,8 @@ class Verdict:
     witness_asleep_s: float = 0.0  # and how long at most
     undisturbed_gap_s: float = 0.0  # the longest in the run that nobody disturbed
     expected_strikes: int = 3
+    leaks: Sequence[str] = ()  # slots that nobody's call was in
+    redials: Sequence[Redial] | None = None  # of an unmodified client that talked beside them; None: there was none
 
     @property
     def kept(self) -> int:
@@ -149,6 +153,13 @@ class Verdict:
                 awake or any(call.kept for call in others_text),
             ),
             (self.unseen > 0, f"the tokens of {self.unseen} frames were not seen", awake),
+            (bool(self.leaks), "; ".join(self.leaks), True),
+            (self.redials is not None and not self.redials, "the unmodified client never lost its line", True),
+            (
+                any(each.refusals or (each.seconds or math.inf) > self.gap_limit_s for each in self.redials or ()),
+                "the unmodified client was not taken at once when it dialled again",
+                awake,
+            ),
             (bool(self.missed), self.missed, True),
             (len(self.strikes) < self.expected_strikes and not self.missed, f"only {len(self.strikes)} strikes", True),
         ]
@@ -172,6 +183,7 @@ class Verdict:
             "witness_lag_ms": round(self.witness_lag_ms, 1),
             "witness_asleep_s": round(self.witness_asleep_s, 3),
             "strikes": [each.as_json() for each in self.strikes],
+            "redials": None if self.redials is None else [each.as_json() for each in self.redials],
             "faults": self.faults,
             "doubts": self.doubts,
             "calls": [call.as_json() for call in self.calls],

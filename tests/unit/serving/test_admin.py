@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -102,7 +103,9 @@ async def test_conversations_and_replicas_are_listed_and_emptied() -> None:
     async with world.hub.open(SPEC, TENANT, "test") as conversation, asking(world) as client:
         await run(world, conversation.ready())
         await talk(world, conversation, 3)
-        (listed,) = (await client.get("/admin/conversations")).json()["data"]
+        answer = (await client.get("/admin/conversations")).json()
+        assert (answer["ingress"], answer["node"], answer["process"]) == ("i0", "node-1", os.getpid())
+        (listed,) = answer["data"]
         assert listed["session"] == conversation.session
         assert (listed["replica"], listed["frames_answered"], listed["moves"]) == ("r0", 3, 0)
         replicas = (await client.get("/admin/replicas")).json()["data"]

@@ -41,18 +41,23 @@ class FakeSystem:
 class FakeAdmin:
     def __init__(self) -> None:
         self.drained: list[str] = []
+        self.asked, self.carries = 32, 2  # the ingress that answers, and how many calls it carries
 
     async def replicas(self) -> list[dict[str, Any]]:
         return [{"replica": "a", "node": "A"}, {"replica": "b", "node": "B"}]
+
+    async def conversations(self) -> dict[str, Any]:
+        return {"process": self.asked, "data": [{}] * self.carries}
 
     async def drain(self, replica: str) -> None:
         self.drained.append(replica)
 
 
 class Scene:
-    def __init__(self, homes: list[str]) -> None:
+    def __init__(self, homes: list[str], seed: int = 1) -> None:
         self.system, self.admin = FakeSystem(), FakeAdmin()
-        self.striker = Striker(self.system, self.admin, lambda: homes, random.Random(1))  # type: ignore[arg-type]
+        self.admin.carries = len(homes)
+        self.striker = Striker(self.system, self.admin, lambda: homes, random.Random(seed))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -77,8 +82,24 @@ async def test_the_process_that_is_meant_dies_and_stands_beside_calls(
         assert "2 calls" in said
 
 
+@pytest.mark.parametrize(
+    ("asked", "carries", "victims"), [(32, 0, {33}), (33, 0, {32}), (32, 3, {32}), (32, 2, {32, 33})]
+)
+async def test_an_ingress_that_carries_calls_dies_whichever_of_them_answers(
+    asked: int, carries: int, victims: set[int], killed: list[tuple[int, int]]
+) -> None:
+    for seed in range(10):
+        scene = Scene(["a", "b", "a"], seed)
+        scene.system.nodes[1]["workers"]["33"] = "ray::ServeReplica:personaplex:Ingress.handle_request"  # type: ignore[index]
+        scene.admin.asked, scene.admin.carries = asked, carries
+        said = await scene.striker.strike("ingress")
+        calls = carries if killed[-1][0] == asked else 3 - carries
+        assert said == f"ingress (process {killed[-1][0]}), {calls} calls"
+    assert {process for process, _ in killed} == victims
+
+
 async def test_without_calls_there_is_nothing_to_show(killed: list[tuple[int, int]]) -> None:
-    for scenario in ("engine", "replica", "node", "drain", "partition"):
+    for scenario in ("engine", "replica", "node", "ingress", "drain", "partition"):
         with pytest.raises(Missed):
             await Scene([]).striker.strike(scenario)
     assert killed == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from loadtest.chaos.call_verdict import CallVerdict, Reference, judge_call
 from loadtest.chaos.caller import CallLog, Heard
 from loadtest.chaos.gaps import Gap, gaps, story
 from loadtest.chaos.journals import Seen
+from loadtest.chaos.plain import Redial
 from loadtest.chaos.pulse import Pulse, Stall
 from loadtest.chaos.verdict import Strike, Verdict, struck_at
 
@@ -151,6 +153,43 @@ def test_a_scenario_that_did_not_strike_shows_nothing() -> None:
     call = judge(log(), seen())
     assert verdict(call, missed="there was no engine").faults == ["there was no engine"]
     assert Verdict("engine", [call], 5.0, [Strike(5.0, "bang")]).faults == ["only 1 strikes"]
+
+
+def test_a_slot_that_nobodys_call_is_in_is_a_fault() -> None:
+    call = judge(log(), seen())
+    found = replace(verdict(call), leaks=["1 slots were held when everybody had hung up"])
+    assert found.faults == ["1 slots were held when everybody had hung up"]
+    assert found.outcome == "failed"
+
+
+class TestAnUnmodifiedClient:
+    @staticmethod
+    def judged(*redials: Redial, asleep_s: float = 0.0) -> Verdict:
+        call = judge(log(), seen())
+        return replace(verdict(call, limit_s=2.0), redials=redials, witness_asleep_s=asleep_s)
+
+    def test_is_taken_at_once(self) -> None:
+        found = self.judged(Redial(10.0, "cut", ready_s=11.5))
+        assert (found.faults, found.outcome) == ([], "held")
+        assert found.as_json()["redials"] == [{"how": "cut", "seconds": 1.5, "refusals": []}]
+        assert str(found.redials[0]) == "lost its line (cut), talked again after 1.50 s"  # type: ignore[index]
+
+    @pytest.mark.parametrize(
+        "redial",
+        [
+            Redial(10.0, "cut", ["no room"], 10.5),
+            Redial(10.0, "cut", [], 12.5),
+            Redial(10.0, "cut", ["no room", "no room"]),
+        ],
+    )
+    def test_is_not_refused_first_nor_kept_waiting(self, redial: Redial) -> None:
+        faults = ["the unmodified client was not taken at once when it dialled again"]
+        found = self.judged(Redial(5.0, "cut", ready_s=5.1), redial)
+        assert (found.faults, found.outcome) == (faults, "failed")
+        assert self.judged(redial, asleep_s=1.5).outcome == "invalid"
+
+    def test_shows_nothing_if_nothing_happened_to_it(self) -> None:
+        assert self.judged().faults == ["the unmodified client never lost its line"]
 
 
 def test_missing_text_is_a_fault() -> None:
