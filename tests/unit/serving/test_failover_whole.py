@@ -12,7 +12,7 @@ import pytest
 
 from actors.codec_stage import DecoderStage, EncoderStage
 from actors.converse_stage import EngineStage
-from actors.errors import ServingError
+from actors.errors import NoCapacity, ServingError
 from actors.interfaces import ReplicaSettings
 from actors.messages import FrameOut, ReplicaReport
 from actors.replica import Replica
@@ -278,6 +278,31 @@ async def test_it_is_resumed_at_another_ingress_after_the_first_has_died() -> No
         await resuming.__aexit__(None, None, None)
         await caller.stop()
         await entered.__aexit__(None, None, None)
+
+
+async def test_who_has_no_token_is_taken_at_once_after_its_ingress_has_died() -> None:
+    """Every slot is taken: the next call gets in because nothing is left of the one before."""
+    async with site(1) as there:
+        first, second = there.add_ingress("i"), there.add_ingress("j")
+        async with AsyncExitStack() as stack:
+            others = [await stack.enter_async_context(calling(second)) for _ in range(SLOTS - 1)]
+            entered = first.open(SPEC, TENANT, "test")
+            conversation = await entered.__aenter__()
+            await conversation.ready()
+            caller = Caller(conversation)
+            await caller.say(10)
+            with pytest.raises(NoCapacity):
+                await stack.enter_async_context(second.open(SPEC, TENANT, "test"))
+            conversation.residence.end()  # its process is gone, and says nothing more to anybody
+            await there.pools[0].close()
+            async with asyncio.timeout(0.5):
+                again = await stack.enter_async_context(calling(second))
+            await asyncio.gather(again.say(20), *(other.say(20) for other in others))
+            assert there.replicas["r0"].busy == SLOTS
+            held = {report.session for report in there.replicas["r0"].report()}
+            assert held == {each.conversation.session for each in (*others, again)}
+            await caller.stop()
+            await entered.__aexit__(None, None, None)
 
 
 async def test_many_talk_while_replicas_come_and_go() -> None:
