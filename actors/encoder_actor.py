@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import ray
 
+from actors.gently import gently
 from actors.stage_config import StageConfig, StageDescription
 from graphs.stages import CodecPast, RebuildReply, StageBatch, StageReply
+
+if TYPE_CHECKING:
+    from actors.codec_stage import EncoderStage
 
 
 class EncoderShell:
@@ -13,10 +19,16 @@ class EncoderShell:
     follow the step it races with."""
 
     def __init__(self, config: StageConfig) -> None:
-        # Here and not above: torch is seconds of start-up that the process which starts the actors does not need.
-        from actors.stage_build import build_encoder
+        def build() -> tuple[EncoderStage, StageDescription]:
+            # Here and not above: torch is seconds of start-up that the process which starts the actors does not need.
+            from actors.stage_build import build_encoder
 
-        self._stage, self._description = build_encoder(config)
+            return build_encoder(config)
+
+        self._stage, self._description = gently(build)
+        from actors.stage_build import use_threads
+
+        use_threads(config)  # it counts for the thread that says so, and this is the one that works
 
     @ray.method
     def describe(self) -> StageDescription:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import ray
 
+from actors.gently import gently
 from actors.stage_config import StageConfig, StageDescription
 from graphs.stages import ConverseReply, Past, PromptInfo, SessionSpec, StageBatch
+
+if TYPE_CHECKING:
+    from actors.converse_stage import EngineStage
 
 
 class EngineShell:
     """Synchronous: one call at a time, in the order its one caller made them."""
 
     def __init__(self, config: StageConfig) -> None:
-        # Here and not above: torch is seconds of start-up that the process which starts the actors does not need.
-        from actors.stage_build import build_engine
+        def build() -> tuple[EngineStage, StageDescription]:
+            # Here and not above: torch is seconds of start-up that the process which starts the actors does not need.
+            from actors.stage_build import build_engine
 
-        self._stage, self._description = build_engine(config)
+            return build_engine(config)
+
+        self._stage, self._description = gently(build)
+        from actors.stage_build import use_threads
+
+        use_threads(config)  # it counts for the thread that says so, and this is the one that works
 
     @ray.method
     def describe(self) -> StageDescription:

@@ -21,7 +21,15 @@ from graphs.engine import ConversationEngine
 from graphs.stages import SessionSpec
 from models.checkpoint import Checkpoint, load_checkpoint
 
-__all__ = ["StageConfig", "StageDescription", "build_decoder", "build_encoder", "build_engine", "with_memory"]
+__all__ = [
+    "StageConfig",
+    "StageDescription",
+    "build_decoder",
+    "build_encoder",
+    "build_engine",
+    "use_threads",
+    "with_memory",
+]
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +90,14 @@ def with_memory(description: StageDescription) -> StageDescription:
     return replace(description, memory_bytes=_memory_bytes(torch.device(description.device)))
 
 
+def use_threads(config: StageConfig) -> None:
+    """How many threads torch's operators use, when this thread calls them."""
+    torch.set_num_threads(config.threads)
+
+
 def _load(config: StageConfig, *parts: str) -> Checkpoint:
     # Threads first: tensors that are loaded and checked on many threads would steal the neighbours' 80 ms.
-    torch.set_num_threads(config.threads)
+    use_threads(config)
     dtype = default_dtype(torch.device(config.device)) if config.dtype is None else getattr(torch, config.dtype)
     return load_checkpoint(config.checkpoint, device=config.device, dtype=dtype, parts=frozenset(parts))
 

@@ -1,0 +1,40 @@
+"""Work that may take its time: done on a thread that yields the processor to whoever needs it within 80 ms."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# A tenth of the weight of a thread that carries frames, by Linux' table; on a machine with cores to spare it costs
+# nothing.
+NICENESS = 10
+
+
+def gently(work: Callable[[], T]) -> T:
+    """The result of `work`, or what it raises; the caller waits.
+
+    Loading a stage takes seconds of a core: imports, weights, compiled code, a self-test. Where newcomers share cores
+    with replicas that serve (a replacement on the same machine, CPU serving), frames of the living would be late for
+    it. On Linux niceness belongs to a thread, and without privileges it only ever rises: so the work gets a thread of
+    its own, which ends with it, and the frames that come later run on threads that were never lowered.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        if sys.platform == "linux":  # elsewhere it would be the whole process, for good
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(NICENESS, os.nice(0)))
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where it was asked for
+            outcome.set_exception(error)
+
+    worker = threading.Thread(target=run, name="gently")
+    worker.start()
+    worker.join()
+    return outcome.result()
