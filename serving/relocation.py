@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-
-import numpy as np
 
 from actors.errors import (
     BadRequest,
@@ -35,6 +32,7 @@ from actors.messages import Down, Failed, FrameOut, Need, Ready
 from serving.holding import Holding, pause
 from serving.home import Home, TrunkPort
 from serving.routing import Grant
+from serving.shadow import Shadow
 
 if TYPE_CHECKING:
     from serving.residence import Residence
@@ -108,21 +106,29 @@ class Relocation:
         """One try at one replica. None when the conversation has gone over to it."""
         call, home = self._call, None
         self._failure, self._shadow = None, Shadow(call.journal)
+        steps = Steps(self._clock)
         try:
             grant = await self._slot()
+            steps.done("slot")
             self._avoid[grant.replica] = self._clock.now() + AVOID_S  # should this come to nothing
             home = self.next = Home(grant, await self._trunks.get(grant.address))
+            steps.done("trunk")
             home.attach(call.deliver)
             await self._open(home)
+            steps.done("ready")
             await self._level(home)
+            steps.done("level")
             # Committed while the old home still speaks, so that a slot that has run out costs nothing.
             await self._unless(self._holding.commit(), lambda: call.home is None)
             call.go_over(home, self._shadow.ahead)
             await self._unless(self._holding.commit(), lambda: call.home is not home)
             if self._failure is not None:
                 call.lose(home, self._failure)
+            steps.done("over")
+            log.info("session %s: at %s, epoch %d: %s", call.session, home.replica, grant.epoch, steps)
             return None
         except ServingError as error:
+            log.info("session %s: as far as: %s", call.session, steps)
             if home is not None:
                 call.lose(home, error)  # if it is home already: what is not committed is nobody's
             return error
@@ -252,35 +258,19 @@ class Relocation:
             await asyncio.gather(task, stopped, return_exceptions=True)
 
 
-class Shadow:
-    """What the next home answers while the old one still speaks: compared with the journal, or kept if it is ahead."""
+class Steps:
+    """When each step of an attempt was done, in seconds after its beginning: for the log."""
 
-    def __init__(self, journal: Journal) -> None:
-        self.checked = 0
-        self.differences = 0
-        self.ahead: deque[FrameOut] = deque()
-        self._journal = journal
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began_s = clock.now()
+        self._done: list[str] = []
 
-    def take(self, frame: FrameOut) -> None:
-        """Frames come in order, one may come twice."""
-        if not self.ahead or frame.key.frame > self.ahead[-1].key.frame:
-            self.ahead.append(frame)
-        self.compare()
+    def done(self, what: str) -> None:
+        self._done.append(f"{what} {self._clock.now() - self._began_s:.2f}")
 
-    def compare(self) -> None:
-        """Check what the old home has answered meanwhile."""
-        journal = self._journal
-        while self.ahead and self.ahead[0].key.frame < journal.next_frame:
-            frame = self.ahead.popleft()
-            number = frame.key.frame
-            if number < journal.agent_codes.start or number < journal.first_row:
-                continue
-            self.checked += 1
-            same = np.array_equal(next(journal.rows.rows(number, number + 1)), frame.journal_row)
-            same &= np.array_equal(next(journal.agent_codes.rows(number, number + 1)), frame.codes)
-            if not same:
-                self.differences += 1
-                log.error("session %s: two replicas disagree on frame %d", journal.session, number)
+    def __str__(self) -> str:
+        return ", ".join(self._done) or "nothing"
 
 
 def snapshot(journal: Journal, codec_s: float) -> bytes:

@@ -12,6 +12,7 @@ from actors.journal import FRAMES_PER_S
 from actors.replica import Replica
 from actors.stage_config import StageConfig
 from actors.stages_actor import ActorOptions, StageActors
+from serving.logs import log_from
 from serving.pieces import load_pieces
 from serving.plan import Plan
 from serving.replica_host import HostConfig, ReplicaHost, Stages
@@ -28,6 +29,7 @@ class PersonaPlexReplica:
 
     async def __init__(self, plan: Plan) -> None:  # type: ignore[misc] # Serve awaits it
         settings = plan.settings
+        log_from(settings.log_level)
         context = serve.get_replica_context()
         self._drain_s = settings.drain_s
         self._telemetry = Telemetry.to(settings.otlp_endpoint, settings.otlp_interval_s)

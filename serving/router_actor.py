@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import ServingError
 from actors.messages import ReplicaReport
+from serving.logs import log_from
 from serving.router import SessionRouter
 from serving.routing import (
     AcquireRequest,
@@ -51,6 +52,7 @@ class RouterShell:
     """Runs a SessionRouter in an actor's event loop and keeps its clock going."""
 
     def __init__(self, config: RouterConfig) -> None:
+        log_from(config.log_level)
         self._router = SessionRouter(config, incarnation=uuid4().hex[:8])
         self._ticking: asyncio.Task[None] | None = None
 

@@ -20,4 +20,5 @@ def router_config(settings: ServeSettings) -> RouterConfig:
         reserve_slots=None if reserve_by_size(settings) else fixed,
         rebuilds_at_once=settings.rebuilds_at_once,
         settle_s=2 * settings.report_interval_s,
+        log_level=settings.log_level,
     )

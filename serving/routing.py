@@ -21,6 +21,7 @@ class RouterConfig:
     rebuilds_at_once: int = 4  # conversations that one replica may be rebuilding at a time
     settle_s: float = 1.0  # a new router listens so long before it takes a session it never heard of for unknown
     move_s: float = 60.0  # a prepared move that was not committed by then is undone
+    log_level: str = "WARNING"
 
 
 @dataclass(frozen=True, slots=True)
