@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import ray
 from ray.exceptions import RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import ServingError
 from actors.messages import ReplicaReport
@@ -34,6 +33,7 @@ T = TypeVar("T")
 
 NAME = "session-router"
 NAMESPACE = "personaplex"
+HEAD_RESOURCE = "node:__internal_head__"
 TICKS_PER_LEASE = 6
 RETRY_EVERY_S = 0.2
 REPLACE_WITHIN_S = 20.0
@@ -137,12 +137,6 @@ def start_router(config: RouterConfig) -> Any:
 
     Blocks for a round trip to Ray's head, and as long as that is away.
     """
-    options: dict[str, Any] = {}
-    head = _head_node()
-    if head is not None:
-        # Not where replicas live, whose nodes come and go: it need not die with one of them. Soft: better elsewhere
-        # than nowhere.
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(head, soft=True)
     return (
         ray.remote(RouterShell)
         .options(
@@ -153,7 +147,10 @@ def start_router(config: RouterConfig) -> Any:
             max_restarts=-1,
             max_concurrency=10_000,  # callers in the line each hold a call open
             num_cpus=0,
-            **options,
+            # On the head: not where replicas live, whose nodes come and go. Without the head nobody could start it
+            # elsewhere either. By the resource that every head has, also the one that takes a dead one's place; node
+            # affinity, by contrast, Ray 2.60 does not keep for an actor that needs nothing (tried: any node).
+            resources={HEAD_RESOURCE: 0.001},
         )
         .remote(config)
     )
@@ -180,9 +177,3 @@ def replace_router(config: RouterConfig) -> None:
         if time.monotonic() >= deadline_s:
             raise TimeoutError("the former session router could not be replaced: is the cluster's head well?")
         time.sleep(RETRY_EVERY_S)
-
-
-def _head_node() -> str | None:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray
-    heads = [node["NodeID"] for node in nodes if node["Alive"] and "node:__internal_head__" in node["Resources"]]
-    return heads[0] if heads else None
