@@ -37,10 +37,12 @@ OBJECT_STORE_BYTES = 80 << 20  # the least Ray takes is 75 MiB; everything that 
 class FakeNodes:
     """A ray.cluster_utils.Cluster whose nodes can be broken. Call from one thread."""
 
-    def __init__(self, workers: int, resources: dict[str, float]) -> None:
+    def __init__(self, workers: int, resources: dict[str, float], head_cpus: int = CPUS_A_NODE) -> None:
+        """`head_cpus` 0 keeps Serve's deployments off the head, as Ray advises where the head must not matter."""
         from ray.cluster_utils import Cluster
 
         self._resources = resources
+        self._head_cpus = head_cpus
         self._port = _free_port()
         self._cluster = Cluster()
         self._workers: list[Any] = []  # None where one was killed: an index stays what it was
@@ -50,7 +52,7 @@ class FakeNodes:
 
     def start_head(self) -> None:
         self._cluster.add_node(
-            num_cpus=CPUS_A_NODE,
+            num_cpus=self._head_cpus,
             gcs_server_port=self._port,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -205,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--nodes", type=int, default=3, help="workers beside the head")
     parser.add_argument("--resource", action="append", default=[], metavar="NAME=AMOUNT", help="what each worker has")
+    parser.add_argument("--head-cpus", type=int, default=CPUS_A_NODE, help="0: none of Serve's deployments lives there")
     arguments = parser.parse_args()
     resources = {name: float(amount) for name, _, amount in (each.partition("=") for each in arguments.resource)}
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -213,7 +216,7 @@ def main() -> None:
     (folder / "gcs").mkdir()
     for name, value in _environment(folder).items():
         os.environ.setdefault(name, value)  # whoever set it knows why
-    nodes = FakeNodes(arguments.nodes, resources)
+    nodes = FakeNodes(arguments.nodes, resources, arguments.head_cpus)
     try:
         print(json.dumps(nodes.nodes()), file=answers)
         for line in sys.stdin:

@@ -15,6 +15,7 @@ from actors.interfaces import Clock
 from actors.journal import RECEPTIVE_S, Journal
 from actors.messages import FrameOut, Ready
 from graphs.stages import Pcm, SessionSpec
+from serving.apart import Elsewhere
 from serving.holding import Holding
 from serving.home import MAX_IN_FLIGHT, Home, TrunkPort
 from serving.output_queue import SILENT, CatchUp, OutputQueue
@@ -39,12 +40,13 @@ class Conversation:
         settings: ServeSettings,
         trace: ConversationTrace,
         clock: Clock,
+        elsewhere: Elsewhere,
         *,
         codec_s: float = RECEPTIVE_S,
     ) -> None:
         self.journal = journal
         self.holding = holding
-        self.residence = Residence(self, journal, holding, trunks, clock, settings.recovery_s, codec_s)
+        self.residence = Residence(self, journal, holding, trunks, clock, settings.recovery_s, codec_s, elsewhere)
         self.first_frame = 0  # that this client is to get; those before it have been another's, or its own before
         self.left = asyncio.Event()  # set by the hub: nothing is left of it
         self._settings = settings

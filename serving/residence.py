@@ -32,6 +32,7 @@ from actors.interfaces import Clock
 from actors.journal import Journal
 from actors.messages import Down, Failed, FrameOut, Move, Need, Ready
 from graphs.stages import SessionSpec
+from serving.apart import Elsewhere
 from serving.holding import Holding, pause
 from serving.home import Home
 from serving.relocation import Relocation, TrunkSource
@@ -39,8 +40,8 @@ from serving.relocation import Relocation, TrunkSource
 log = logging.getLogger(__name__)
 
 SAFE_FRAMES = 25  # who has answered so many has not been killed by taking the conversation over
-# Whose slot is on our own node looks for another after 5 s, then less and less often: there may be no other node.
-APART_AFTER_S, APART_AT_MOST_S = 5.0, 60.0
+APART_AFTER_S = 3.0  # whose slot is on our own node looks for another when it has lived there for so long
+APART_AGAIN_S = 1.0
 _CLIENTS_OWN = (BadRequest, ClientFault, Unauthorized)  # what another replica would not cure
 
 
@@ -81,6 +82,7 @@ class Residence:
         clock: Clock,
         recovery_s: float,
         codec_s: float,
+        elsewhere: Elsewhere,
     ) -> None:
         self.journal = journal
         self.home: Home | None = None  # the slot it speaks from
@@ -95,6 +97,7 @@ class Residence:
         self._trunks = trunks
         self._clock = clock
         self._recovery_s, self.codec_s = recovery_s, codec_s
+        self._elsewhere = elsewhere
         self._relocation: Relocation | None = None
         self._relocating: asyncio.Task[None] | None = None
         self._moving_apart: asyncio.Task[None] | None = None
@@ -250,11 +253,14 @@ class Residence:
         wait_s = APART_AFTER_S
         while True:
             await pause(self._clock, wait_s)
-            wait_s = min(2 * wait_s, APART_AT_MOST_S)
-            if self.home is None or self._over or not self._holding.is_near(self.home):
-                return
-            if self.settled:
-                self._relocate(apart=True)
+            wait_s = APART_AGAIN_S
+            async with self._elsewhere.turn():
+                if self.home is None or self._over or not self._holding.is_near(self.home):
+                    return
+                if self.settled:
+                    self._relocate(apart=True)
+                    assert self._relocating is not None
+                    await asyncio.wait({self._relocating})
 
     def _relocate(self, *, apart: bool = False) -> Relocation:
         if self._relocation is None:

@@ -21,6 +21,7 @@ from actors.errors import BadRequest, Draining, ReplicaLost, RoleTooLong, Unknow
 from actors.interfaces import Clock, MonotonicClock
 from actors.journal import RECEPTIVE_S, Journal
 from graphs.stages import SessionSpec
+from serving.apart import Elsewhere
 from serving.conversation import Conversation
 from serving.holding import Holding, Place
 from serving.home import Home, TrunkPort
@@ -59,6 +60,7 @@ class ConversationHub:
         self._has_voice = has_voice
         self._codec_s = codec_s
         self._clock: Clock = clock or MonotonicClock()
+        self._elsewhere = Elsewhere(router, place, self._clock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._conversations: set[Conversation] = set()
         self._parked: set[Conversation] = set()
@@ -153,7 +155,16 @@ class ConversationHub:
         return self._codec_s + self._settings.recovery_s
 
     def _conversation(self, journal: Journal, holding: Holding, trace: ConversationTrace) -> Conversation:
-        return Conversation(journal, holding, self._trunks, self._settings, trace, self._clock, codec_s=self._codec_s)
+        return Conversation(
+            journal,
+            holding,
+            self._trunks,
+            self._settings,
+            trace,
+            self._clock,
+            self._elsewhere,
+            codec_s=self._codec_s,
+        )
 
     def _holding(self, session: str, tenant: Tenant, resumable: bool) -> Holding:
         return Holding(self._router, self._place, tenant, session, self._later, self._clock, resumable)

@@ -264,6 +264,7 @@ class CountingRouter:
         self.unspent: list[str] = []  # sessions
         self.nodes: dict[str, str] = {}  # replica → node, where it matters
         self.requests: list[AcquireRequest] = []
+        self.looks = 0  # at all replicas
         self.away = False
         self.commits_refused = False
         self.commits_unheard = False  # done, but the answer is lost
@@ -345,10 +346,17 @@ class CountingRouter:
         return None if lease is None else self._grant(session, lease)
 
     async def replicas(self) -> tuple[ReplicaView, ...]:
+        self.looks += 1
         return tuple(
-            ReplicaView(name, "node", f"ws://{name}", r.slots, len(r.held), 0, 0, r.alive, False, 1.0, r.numerics)
+            ReplicaView(
+                name, self.nodes.get(name, "node"), f"ws://{name}", r.slots, len(r.held), 0,
+                r.slots - self._held(name), r.alive, False, 1.0, r.numerics,
+            )
             for name, r in self.replicas_by_name.items()
-        )
+        )  # fmt: skip
+
+    def _held(self, name: str) -> int:
+        return sum(lease.replica == name for table in (self.leases, self.pending) for lease in table.values())
 
     async def drain(self, replica: str) -> None:
         if replica not in self.replicas_by_name:
@@ -361,7 +369,7 @@ class CountingRouter:
 
     def _place(self, request: AcquireRequest, *avoid: str) -> Lease:
         for name, replica in self.replicas_by_name.items():
-            held = sum(lease.replica == name for table in (self.leases, self.pending) for lease in table.values())
+            held = self._held(name)
             if request.apart and self.nodes.get(name) == request.ingress_node:
                 continue
             if name not in (*request.avoid, *avoid) and name not in self.seen_dead and held < replica.slots:

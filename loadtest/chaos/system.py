@@ -63,6 +63,11 @@ class System:
         self._folder = folder
         self._cluster: asyncio.subprocess.Process | None = None
         self._talking = asyncio.Lock()
+        # Where more than one node answers callers, the head is none of them, as a load balancer before real nodes would
+        # leave it out: it is to be missed by nobody. All on one machine, so what tells them apart is their port.
+        apart = layout.ingresses > 1
+        self._head_cpus = ("--head-cpus", "0") if apart else ()
+        head_port = _free_port() if apart else self.port
         settings = {
             "CHECKPOINT": str(folder / "checkpoint"),
             "DEVICE": "cpu",
@@ -71,7 +76,7 @@ class System:
             "MIN_REPLICAS": str(layout.nodes),
             "MAX_REPLICAS": str(layout.nodes),
             "INGRESSES": str(layout.ingresses),
-            "PORT": str(self.port),
+            "PORT": str(head_port),
             "PROXY": "python",  # HAProxies of several nodes on one machine would want the same ports
             "TRUNK_HOST": "127.0.0.1",
             **dict(layout.settings),
@@ -81,6 +86,7 @@ class System:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             **{f"PERSONAPLEX_{name}": value for name, value in settings.items()},
+            **({"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(self.port)} if apart else {}),
         }
 
     @classmethod
@@ -137,7 +143,7 @@ class System:
         await self._run("-m", "models.demo_checkpoint", str(self._folder / "checkpoint"), *windows)
         self._cluster = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cluster.fake_nodes"),
-            *("--nodes", str(layout.nodes), "--resource", f"{ACCELERATOR}=1"),
+            *("--nodes", str(layout.nodes), "--resource", f"{ACCELERATOR}=1", *self._head_cpus),
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

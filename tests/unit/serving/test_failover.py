@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from actors.messages import Failed, FrameOut, Need
 from graphs.stages import FrameKey
 from serving.conversation import Conversation
 from serving.relocation import snapshot
+from serving.routing import AcquireRequest, Grant
 from tests.failover_fakes import SPEC, TENANT, Model, World, spoken, undisturbed
 
 
@@ -279,24 +280,59 @@ async def test_who_says_nothing_is_moved_too() -> None:
         caller.assert_undisturbed()
 
 
-async def test_a_slot_on_the_ingress_own_node_is_left_when_another_node_has_room() -> None:
+async def test_a_slot_on_the_ingress_own_node_is_left_soon_after_another_node_has_room() -> None:
     """Or one machine's death would take the slot and the journal: the one double fault."""
     world = World(replicas=2)
-    world.router.nodes = {"r0": "node-1", "r1": "node-1"}  # the ingress's
+    world.router.nodes = {"r0": "node-1", "r1": "node-2"}  # r0 is where the ingress is
+    world.replicas["r1"].slots = 0
     async with calling(world) as caller:
         residence = caller.conversation.residence
-        await caller.say(70)  # 5.6 s
+        await caller.say(400)  # 32 s
         assert residence.home is not None
-        assert residence.home.replica == "r0"  # nowhere to go, and that is no reason to go to r1
-        world.router.nodes["r1"] = "node-2"
-        await caller.say(130)  # 10.4 s: it looks again, after twice as long
+        assert residence.home.replica == "r0"
+        world.replicas["r1"].slots = 4
+        await caller.say(20)  # 1.6 s
         assert residence.home.replica == "r1"
         assert residence.moves == 1
         caller.assert_undisturbed()
-        assert len(caller.heard) == 200
+        assert len(caller.heard) == 420
         asked = len(world.router.requests)
         await caller.say(100)
         assert len(world.router.requests) == asked  # it stays
+
+
+async def test_where_there_is_no_other_node_the_question_is_rare() -> None:
+    world = World(replicas=2)
+    world.router.nodes = {"r0": "node-1", "r1": "node-1"}
+    async with calling(world) as caller, world.hub.open(SPEC, TENANT, "test"):
+        await caller.say(600)  # 48 s
+        assert caller.conversation.residence.moves == 0  # nowhere to go, and that is no reason to go to r1
+        assert world.router.looks == 2  # for both together
+        world.router.nodes["r1"] = "node-2"
+        await caller.say(400)
+        assert caller.conversation.residence.moves == 1
+        caller.assert_undisturbed()
+
+
+async def test_those_who_leave_the_ingress_own_node_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots that three of them would hold twice are those that a replica's death needs."""
+    world = World(replicas=2)
+    world.router.nodes = {"r0": "node-1", "r1": "node-2"}
+    at_once: list[int] = []
+    prepare = world.router.prepare
+
+    async def counting(request: AcquireRequest) -> Grant:
+        grant = await prepare(request)
+        at_once.append(len(world.router.pending))
+        return grant
+
+    monkeypatch.setattr(world.router, "prepare", counting)
+    async with calling(world) as caller, AsyncExitStack() as others:
+        silent = [await others.enter_async_context(world.hub.open(SPEC, TENANT, "test")) for _ in range(2)]
+        await caller.say(80)
+        assert [each.residence.moves for each in (caller.conversation, *silent)] == [1, 1, 1]
+        caller.assert_undisturbed()
+    assert at_once == [1, 1, 1]
 
 
 async def test_a_home_that_dies_during_a_move_hands_over_to_the_next() -> None:
