@@ -121,7 +121,7 @@ def machine(device: torch.device) -> dict[str, object]:
 def run_tests(out: Path, limit_s: float = TESTS_LIMIT_S) -> dict[str, Any]:
     """Runs the tests marked gpu with what this machine has; returns their counts and the end of the output."""
     root = Path(__file__).resolve().parents[1]
-    files = [str(path) for path in sorted((root / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    files = files_with_gpu_tests(root)
     if not files:
         return {"passed": 0, "failed": 0, "note": "there are no tests marked gpu"}
     xml = out / "gpu-tests.xml"
@@ -129,7 +129,8 @@ def run_tests(out: Path, limit_s: float = TESTS_LIMIT_S) -> dict[str, Any]:
         ini = Path(folder) / "pytest.ini"
         ini.write_text(PYTEST_INI)
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-c", str(ini), "--rootdir", str(root)]
-        command += ["--import-mode=importlib", "-p", "no:cacheprovider", f"--junitxml={xml}", *files]
+        command += ["--import-mode=importlib", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        command += [f"--junitxml={xml}", *files]
         try:
             done = subprocess.run(command, cwd=root, timeout=limit_s, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired:
@@ -138,6 +139,11 @@ def run_tests(out: Path, limit_s: float = TESTS_LIMIT_S) -> dict[str, Any]:
     if not xml.exists():
         return {"passed": 0, "failed": 1, "note": (done.stdout + done.stderr)[-2_000:]}
     return _counts(xml)
+
+
+def files_with_gpu_tests(root: Path) -> list[str]:
+    """Those of the project's test modules that have tests for a GPU."""
+    return [str(path) for path in sorted((root / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
 
 
 def _counts(xml: Path) -> dict[str, Any]:

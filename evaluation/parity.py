@@ -1,7 +1,8 @@
-"""Parity with the published code: `python -m evaluation.parity FOLDER [--live] [--device cpu|cuda]`.
+"""Parity with the published code: `python -m evaluation.parity FOLDER [--modes] [--live] [--device cpu|cuda]`.
 
 Repeats every golden run of FOLDER in fp32, alone and in slot 3 of 5 beside neighbours that join, talk, leave and
-reset, and prints how far it was off. Exits with 1 if a tolerance is missed, with 2 if FOLDER cannot be read.
+reset, and prints how far it was off; with --modes also in every other way that the device has to compute and to store.
+Exits with 1 if a tolerance or a bound is missed, with 2 if FOLDER cannot be read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from evaluation.golden import Golden, GoldenError, LmGolden, read_goldens, write_checkpoint
+from evaluation.modes import measure_all, report_modes
 from evaluation.play import play_lm, play_mimi
 from evaluation.verdict import Row, compare_lm, compare_mimi, report
 from models.checkpoint import CheckpointError, load_checkpoint
@@ -69,6 +71,7 @@ def check_manifests(folder: Path) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.parity", description=__doc__)
     parser.add_argument("folder", type=Path, help="golden runs: *_golden.safetensors with weights and configs")
+    parser.add_argument("--modes", action="store_true", help="in every mode: step, dtype, backend, with their bounds")
     parser.add_argument("--live", action="store_true", help="once more through the Ray actors that serve")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     options = parser.parse_args(arguments)
@@ -87,7 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(report(rows))
-    return 0 if all(row.met for row in rows) else 1
+    met = all(row.met for row in rows)
+    if options.modes:
+        found = list(measure_all([golden for golden in goldens if isinstance(golden, LmGolden)], options.device))
+        print(f"\n{report_modes(found)}")
+        met = met and all(row.met for row in found)
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evaluation.crowd import Crowd
 from evaluation.golden import LmGolden, MimiGolden
+from graphs.backends import Backends
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
 from models.config import (
@@ -47,10 +48,19 @@ class LmOutcome:
     audio_logits: Tensor  # [N, 8, card]
 
 
-def play_lm(model: LanguageModel, golden: LmGolden, slots: int, slot: int) -> LmOutcome:
-    """Runs a golden conversation in `slot` of an engine of `slots`; all other slots belong to a crowd."""
-    engine = UnboundedEngine(model, slots)
-    crowd = Crowd(engine, model.config, [other for other in range(slots) if other != slot])
+def play_lm(
+    model: LanguageModel,
+    golden: LmGolden,
+    slots: int,
+    slot: int,
+    backend: str | Backends = "auto",
+    *,
+    neighbours: bool = True,
+) -> LmOutcome:
+    """Runs a golden conversation in `slot` of an engine of `slots`; with neighbours all others belong to a crowd."""
+    engine = UnboundedEngine(model, slots, backend=backend)
+    others = [other for other in range(slots) if other != slot] if neighbours else []
+    crowd = Crowd(engine, model.config, others)
     pauses = random.Random(1)
     probed: list[tuple[Tensor, Tensor]] = []
     engine.frame_step.probe = lambda text, audio: probed.append((text.cpu(), audio.cpu()))
@@ -63,7 +73,7 @@ def play_lm(model: LanguageModel, golden: LmGolden, slots: int, slot: int) -> Lm
     while len(text_logits) < len(golden.user):
         talking, codes = crowd.tick()
         # With neighbours the golden conversation sits out some steps: time passes per slot, not per step.
-        if live and (slots == 1 or pauses.random() < 0.8):
+        if live and (not others or pauses.random() < 0.8):
             place = pauses.randrange(len(talking) + 1)
             heard = golden.user[len(text_logits) - 1].numpy().astype(np.int16)
             talking.insert(place, slot)

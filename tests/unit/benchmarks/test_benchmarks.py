@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,20 @@ from benchmarks.gpu_report import targets
 from benchmarks.setting import shapes_of
 from models.config import LMConfig
 from models.lm import LanguageModel
+
+ROOT = Path(__file__).parents[3]
+ABSENT = [
+    "hypothesis",
+    "numba",
+    "llvmlite",
+    "ray",
+    "fastapi",
+    "pydantic",
+    "msgpack",
+    "websockets",
+    "typer",
+    "matplotlib",
+]
 
 
 @pytest.fixture
@@ -110,3 +127,20 @@ def test_gpu_tests_are_found_and_counted(tmp_path: Path) -> None:
     counts = gpu.run_tests(tmp_path)
     assert counts["failed"] == 0, counts
     assert set(counts) >= {"passed", "failed"}
+
+
+def test_gpu_tests_need_nothing_that_a_gpu_machine_lacks() -> None:
+    """Torch, numpy, safetensors and pytest are there; whatever else a test module imports would cost all the others."""
+    files = gpu.files_with_gpu_tests(ROOT)
+    code = (
+        "import sys, pytest\n"
+        f"for name in {ABSENT!r}: sys.modules[name] = None\n"
+        "sys.exit(pytest.main(['-q', '--collect-only', '-m', 'gpu', '-c', '/dev/null', '--rootdir', '.', "
+        "'--import-mode=importlib', '-p', 'no:cacheprovider', *sys.argv[1:]]))\n"
+    )
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3_000:]
+    assert {"test_codec_cuda.py", "test_vllm_cuda.py", "test_same_tokens.py"} <= {Path(file).name for file in files}

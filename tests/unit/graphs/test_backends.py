@@ -23,8 +23,8 @@ from graphs.self_test import Trial, run_product, settle, try_attention, try_prod
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
 from graphs.vllm_cpu import available
+from tests.unit.graphs.small import SMALL, small_model
 from tests.unit.graphs.test_attention import History
-from tests.unit.graphs.test_paging import SMALL, small_model
 
 CPU = torch.device("cpu")
 needs_vllm = pytest.mark.skipif(not available(), reason="vllm-cpu is not installed (extra `vllm-cpu`; make vllm)")

@@ -21,7 +21,7 @@ from models.config import FRAMES_PER_S
 from models.lm import LanguageModel
 from models.prompt import Prompt, build_prompt
 from tests.golden import NOBODY, CodesVoice
-from tests.unit.graphs.test_paging import SMALL, small_model
+from tests.unit.graphs.small import SMALL, small_model
 
 BLOCKS = 24
 

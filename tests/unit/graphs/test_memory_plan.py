@@ -12,7 +12,7 @@ from graphs.backends import Backends, make_cache
 from graphs.memory_plan import GIB, MOST_SLOTS, MemoryPlan, memory_plan
 from models.config import LMConfig, MimiConfig
 from models.lm import LanguageModel
-from tests.unit.graphs.test_paging import SMALL
+from tests.unit.graphs.small import SMALL
 
 ANCHORS = AnchorPolicy()
 

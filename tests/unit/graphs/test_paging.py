@@ -18,23 +18,11 @@ from graphs.paging import NO_PAGE, OutOfPages, PagePool, pages_for, pool_size
 from graphs.sampling import HAS_NUMBA
 from graphs.spans import KEY_BLOCK, Span
 from graphs.stages import Sampling
-from models.config import AUDIO_CODEBOOKS, STREAMS, UNGENERATED, LMConfig
+from models.config import STREAMS, UNGENERATED
 from models.lm import LanguageModel
+from tests.unit.graphs.small import SMALL, small_model
 
 BLOCKS, RINGS = 5, 4
-SMALL = LMConfig(
-    dim=64,
-    text_card=64,
-    dep_q=AUDIO_CODEBOOKS,
-    card=32,
-    num_heads=2,
-    num_layers=2,
-    context=450,  # rings of 640 positions: five pages
-    depformer_dim=16,
-    depformer_dim_feedforward=64,
-    depformer_num_heads=2,
-    depformer_num_layers=1,
-)
 TILE = 64
 
 
@@ -112,15 +100,6 @@ KINDS = [
 ]
 Kind = tuple[str, torch.dtype, str]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{str(kind[1])[6:]}-{kind[2]}")
-
-
-def small_model(dtype: torch.dtype) -> LanguageModel:
-    model, generator = LanguageModel(SMALL), torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-    return model.to(dtype)
 
 
 def cache_of(kind: Kind, slots: int, overcommit: float) -> KVCache:

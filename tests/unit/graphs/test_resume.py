@@ -15,34 +15,13 @@ from hypothesis import strategies as st
 from graphs.anchors import AnchorPolicy
 from graphs.prefill_budget import PrefillBudget
 from graphs.prefix_cache import PrefixCache
-from graphs.slot_engine import DEFAULT_TILE, SlotEngine, StepOut
+from graphs.slot_engine import SlotEngine
 from graphs.stages import Past, Sampling
 from models.lm import LanguageModel
 from tests.golden import NOBODY, golden_lm, golden_prompt, prefill, random_user, talk
+from tests.unit.graphs.diary import Chunks, Diary
 
 CALM = Sampling()
-
-
-class Diary:
-    """What a journal keeps of one slot."""
-
-    def __init__(self) -> None:
-        self.first_row = 0
-        self.rows: list[np.ndarray] = []
-        self.pending: np.ndarray | None = None
-
-    def note(self, out: StepOut, i: int = 0) -> np.ndarray:
-        """Takes entry i of a step; returns its frame."""
-        self.rows.append(out.journal[i])
-        self.pending = out.next_columns[i]
-        first_row = int(out.first_rows[i])
-        del self.rows[: first_row - self.first_row]
-        self.first_row = first_row
-        return out.tokens[i]
-
-    def past(self) -> Past:
-        rows = np.stack(self.rows) if self.rows else np.zeros((0, 17), dtype=np.int16)
-        return Past(rows, self.first_row, self.pending)
 
 
 def journaled(engine: SlotEngine, slot: int, user: np.ndarray, diary: Diary) -> np.ndarray:
@@ -53,17 +32,6 @@ def resume(engine: SlotEngine, slot: int, past: Past, seed: int, sampling: Sampl
     engine.open(slot, golden_prompt(), sampling, seed, past=past)
     while slot not in engine.step([], NOBODY).ready:
         pass
-
-
-class Chunks(PrefillBudget):
-    """The same number of rows in every step. The tile stays: it is part of an engine's numerics_id, chunks are not."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__(DEFAULT_TILE)
-        self._rows = rows
-
-    def rows(self, live: int, *, anybody_live: bool = True, left_ms: float | None = None) -> int:
-        return self._rows
 
 
 @functools.cache

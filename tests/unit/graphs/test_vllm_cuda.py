@@ -16,7 +16,7 @@ from graphs.spans import KEY_BLOCK
 from graphs.step_ops import TorchOps, torch_linear
 from graphs.vllm_cuda import SMALLEST, Kernels, VllmOps, compare_attention, compare_products, kernels
 from models.config import LMConfig
-from tests.unit.graphs.test_paging import SMALL
+from tests.unit.graphs.small import SMALL
 
 CPU = torch.device("cpu")
 
