@@ -1,8 +1,10 @@
 """Milliseconds of one 80 ms frame: encode, frame step, decode, beside the least that memory allows.
 
     python -m benchmarks.frame --shape demo --slots 1 4 16
-    python -m benchmarks.frame --shape 7b --slots 1 8 16 32 --device cuda --json
+    python -m benchmarks.frame --shape 7b --slots 1 8 16 32 --device cuda --json --plot frame.png
 
+Encode, step and decode make a frame. Prefill is a step, too: that of all slots but one, beside a whole tile of the last
+one's prompt. The roofline is the bytes that the step has to read over the bandwidth that a copy reaches on this device.
 Torch alone: no Ray, no checkpoint; weights are random, since time does not depend on them.
 """
 
@@ -13,10 +15,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.frame_plot import plot
 from benchmarks.setting import device_name, options, random_lm, random_mimi, setting
 from benchmarks.timing import copy_bandwidth, median_ms
 from graphs.backends import default_dtype, make_cache
@@ -55,8 +60,17 @@ class FrameRow:
         return self.encode_ms + self.step_ms + self.decode_ms
 
     @property
+    def ratio(self) -> float:
+        """How many times the step takes what reading its bytes would."""
+        return self.step_ms / self.roofline_ms
+
+    @property
     def real_time(self) -> bool:
         return self.frame_ms <= FRAME_MS
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, and what follows from them."""
+        return {**dataclasses.asdict(self), "frame_ms": round(self.frame_ms, 3), "ratio": round(self.ratio, 2)}
 
 
 def step_bytes(model: LanguageModel, slots: int, context_frames: int, key_bytes: float | None = None) -> int:
@@ -161,7 +175,7 @@ def default_contexts(lm: LMConfig) -> list[int]:
 def line(row: FrameRow) -> str:
     return (
         f"{row.slots:3d} slots, {row.context_frames:4d} frames held: encode {row.encode_ms:7.2f}  "
-        f"step {row.step_ms:7.2f} (roofline {row.roofline_ms:6.2f}; with a prompt's tile {row.prefill_ms:6.2f})  "
+        f"prefill {row.prefill_ms:7.2f}  step {row.step_ms:7.2f} = {row.ratio:4.1f} x roofline {row.roofline_ms:6.2f}  "
         f"decode {row.decode_ms:7.2f}  "
         f"together {row.frame_ms:7.2f} of 80 ms"
     )
@@ -175,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kv", choices=KV_BACKENDS, default="model", help="keys and values as computed, or in fp8")
     parser.add_argument("--json", action="store_true", help="rows as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture here")
     arguments = parser.parse_args(argv)
     chosen = setting(parser, arguments)
     bench = FrameBench(chosen.lm, chosen.mimi, chosen.device, default_dtype(chosen.device))
@@ -185,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not arguments.json:
                 print(line(row), flush=True)
     if arguments.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        print(json.dumps([row.as_dict() for row in rows], indent=1))
+    if arguments.plot:
+        plot([row.as_dict() for row in rows], arguments.plot)
     return 0
 
 

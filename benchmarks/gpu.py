@@ -25,8 +25,9 @@ from xml.etree import ElementTree
 
 import torch
 
+from benchmarks.frame_plot import plot
 from benchmarks.gpu_parts import PARTS, part_options
-from benchmarks.gpu_report import Report, Row, targets
+from benchmarks.gpu_report import Report, targets
 from benchmarks.setting import pick_device, shapes_of
 
 NO_DEVICE = 2
@@ -152,34 +153,6 @@ def _counts(xml: Path) -> dict[str, Any]:
     number = {key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}
     failed = number["failures"] + number["errors"]
     return {"passed": number["tests"] - failed - number["skipped"], "failed": failed, "skipped": number["skipped"]}
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Frame time over slots, a line per context fill, with the step's roofline dashed and the budget in red."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no matplotlib here, no plot; the JSON has all figures")
-        return
-    figure = Figure(figsize=(8, 5), dpi=130)
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    for context in sorted({row["context_frames"] for row in rows}):
-        chosen = sorted((row for row in rows if row["context_frames"] == context), key=lambda row: row["slots"])
-        slots = [row["slots"] for row in chosen]
-        (drawn,) = axis.plot(slots, [row["frame_ms"] for row in chosen], "o-", label=f"{context} frames held")
-        axis.plot(slots, [row["roofline_ms"] for row in chosen], ":", color=drawn.get_color())
-    axis.axhline(80, color="#c0392b", linewidth=1)
-    axis.text(rows[0]["slots"], 80.8, "80 ms, the budget", color="#c0392b", fontsize=8)
-    axis.set_xlabel("conversations at once")
-    axis.set_ylabel("encode + step + decode, ms (dotted: roofline of the step)")
-    axis.set_title(f"One frame on {rows[0]['device']}, {rows[0]['dtype']}", loc="left")
-    axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

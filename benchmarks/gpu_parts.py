@@ -106,7 +106,7 @@ def step(job: Job) -> None:
         try:
             for row in bench.measure(slots, left, STATIC[kv], runner="static"):
                 print(frame.line(row), f"  KV {row.kv}", flush=True)
-                job.section.add({**dataclasses.asdict(row), "frame_ms": round(row.frame_ms, 3)})
+                job.section.add(row.as_dict())
         except torch.OutOfMemoryError:
             print(f"no memory for {slots} slots of full context, KV {kv}", flush=True)
         _give_back(job)

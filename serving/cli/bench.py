@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,16 +41,19 @@ def frame(
         typer.Option("--context", min=1, help="Frames held already; default 10, 50 and 100 % of the window."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON and nothing else.")] = False,
+    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture here.")] = None,
 ) -> None:
     """Milliseconds of one 80 ms frame: encode, frame step, decode.
 
     Beside the step stands its roofline: the bytes it has to read over
-    the copy bandwidth of this device. All figures are medians of the
-    torch code alone, without Ray or network, on random weights.
+    the copy bandwidth of this device; ratio is how many times that it
+    takes. Prefill is a step in which one of the slots reads 64 frames of
+    its prompt. All figures are medians of the torch code alone, without
+    Ray or network, on random weights.
 
     \b
       personaplex bench frame
-      personaplex bench frame --slots 1 4 16 --threads 1 --device cpu --json
+      personaplex bench frame --slots 1 4 16 --threads 1 --device cpu --json --plot frame.png
       personaplex bench frame --checkpoint 7b --slots 32 --device cuda
     """
     # `--slots 1 4 16`: an option takes one value, so 4 and 16 arrive as arguments.
@@ -62,6 +64,7 @@ def frame(
     import torch
 
     from benchmarks.frame import FrameBench, default_contexts
+    from benchmarks.frame_plot import plot
     from benchmarks.setting import pick_device, shapes_of
     from graphs.backends import default_dtype
 
@@ -80,9 +83,11 @@ def frame(
             rows += bench.measure(count, contexts)
     if as_json:
         # The plain print: rich would wrap and colour it.
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        print(json.dumps([row.as_dict() for row in rows], indent=1))
     else:
         _print_table(rows)
+    if plot_file:
+        plot([row.as_dict() for row in rows], plot_file)
 
 
 @app.command()
@@ -127,6 +132,7 @@ def _numbers(values: list[str]) -> list[int]:
 
 
 def _print_table(rows: list[FrameRow]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     first = rows[0]
@@ -135,8 +141,10 @@ def _print_table(rows: list[FrameRow]) -> None:
         title_justify="left",
         caption="ms, medians; the budget of all three together is 80 ms a frame",
         caption_justify="left",
+        box=SIMPLE_HEAD,  # all columns fit into 80 characters
+        pad_edge=False,
     )
-    for name in ("slots", "context", "encode", "step", "roofline", "decode", "together"):
+    for name in ("slots", "context", "encode", "prefill", "step", "roofline", "ratio", "decode", "together"):
         table.add_column(name, justify="right")
     for row in rows:
         colour = "green" if row.real_time else "red"
@@ -144,8 +152,10 @@ def _print_table(rows: list[FrameRow]) -> None:
             str(row.slots),
             str(row.context_frames),
             f"{row.encode_ms:.1f}",
+            f"{row.prefill_ms:.1f}",
             f"{row.step_ms:.1f}",
             f"{row.roofline_ms:.1f}",
+            f"{row.ratio:.1f}",
             f"{row.decode_ms:.1f}",
             f"[{colour}]{row.frame_ms:.1f}[/{colour}]",
         )

@@ -206,14 +206,17 @@ class TestKeys:
 
 
 class TestBench:
-    def test_rows_as_json(self) -> None:
-        result = run("bench", "frame", "--slots", "1", "4", "--context", "10", "--threads", "1", "--json")
+    def test_rows_as_json_and_a_picture(self, tmp_path: Path) -> None:
+        picture = tmp_path / "frame.png"
+        shown = ["--json", "--plot", str(picture)]
+        result = run("bench", "frame", "--slots", "1", "4", "--context", "10", "--threads", "1", *shown)
         assert result.exit_code == 0, result.stderr
         rows = json.loads(result.stdout)
         assert [(row["slots"], row["context_frames"]) for row in rows] == [(1, 10), (4, 10)]
         for row in rows:
-            assert all(row[name] > 0 for name in ("encode_ms", "step_ms", "decode_ms", "roofline_ms"))
-            assert row["roofline_ms"] < row["step_ms"]
+            assert all(row[name] > 0 for name in ("encode_ms", "prefill_ms", "step_ms", "decode_ms", "ratio"))
+            assert row["ratio"] == pytest.approx(row["step_ms"] / row["roofline_ms"], rel=0.02)
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
