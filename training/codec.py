@@ -9,6 +9,7 @@ numpy and safetensors alone.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,8 @@ class CodecRun:
         self.trainer = CodecTrainer(codec_model.CONFIG).to(device)
         self.judge = Discriminators().to(device)
         self.loss = SpectralLoss().to(device)
-        self.optimizer = adamw(self.trainer, betas=_BETAS, weight_decay=1e-3, fine=_LOUDNESS)
-        self.judge_optimizer = adamw(self.judge, betas=(0.8, 0.99), weight_decay=1e-3)
+        self.optimizer = adamw(self.trainer.named_parameters(), betas=_BETAS, weight_decay=1e-3, fine=_LOUDNESS)
+        self.judge_optimizer = adamw(self.judge.named_parameters(), betas=(0.8, 0.99), weight_decay=1e-3)
         saved = load_state(folder)
         if saved is None:
             raise FileNotFoundError(
@@ -195,12 +196,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=0.0, help="length of this piece; 0: until the run is done")
+    parser.add_argument("--steps", type=int, help="where the rate's cosine ends (default: the preset's)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=state_folder() / "codec")
     parser.add_argument("--pcm", type=Path, default=state_folder() / "pcm")
     arguments = parser.parse_args()
     piece, device = start(arguments.minutes, arguments.threads)
-    train(PRESETS[arguments.preset], arguments.folder, arguments.pcm, piece, device)
+    preset = PRESETS[arguments.preset]
+    preset = dataclasses.replace(preset, steps=arguments.steps or preset.steps)
+    train(preset, arguments.folder, arguments.pcm, piece, device)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,26 @@
 """Encodes dialogues with the trained codec into what the language model learns from: `python -m training.codes`.
 
 Writes `.state/codes/`: shards of a hundred dialogues (text, agent and user codes, role tokens) and the voices'
-prompts with the codec's codes for silence and a 440 Hz sine. They belong to one codec: its hash is kept beside
-them, and another codec starts the folder anew.
+prompts with the codec's codes for silence and a 440 Hz sine. The same command later adds what was rendered since,
+of any plan. They belong to one codec: the hash of its codebooks is kept beside them, and others start the folder anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.config import FRAME_SAMPLES
@@ -33,6 +37,8 @@ from training.roles import Split, load_common
 from training.script import AGENT_VOICES
 from training.state import load_state
 from training.text_stream import text_stream
+
+Shard = dict[str, Tensor]
 
 _PER_SHARD = 100
 _VOICE_FRAMES = (38, 75)  # a voice prompt takes 3 to 6 s
@@ -81,7 +87,7 @@ def _enrolment(mimi: Mimi, bank: Bank, voice: str, line: str) -> npt.NDArray[np.
     return np.asarray(codes)
 
 
-def encode_shard(mimi: Mimi, paths: list[Path], tokenizer: TextTokenizer) -> dict[str, Tensor]:
+def encode_shard(mimi: Mimi, paths: list[Path], tokenizer: TextTokenizer) -> Shard:
     """Some dialogues as the tensors of a shard."""
     frames, roles, voices = [], [], []
     for path in paths:
@@ -93,50 +99,81 @@ def encode_shard(mimi: Mimi, paths: list[Path], tokenizer: TextTokenizer) -> dic
         frames.append(np.concatenate([text[:, None], agent, user], axis=1))
         roles.append(np.array(tokenizer.encode_role(about["prompt"]), dtype=np.int16))
         voices.append(AGENT_VOICES.index(about["agent_voice"]))
-        print(f"\r{path.stem} encoded ", end="", flush=True)
     return {
         "frames": torch.from_numpy(np.concatenate(frames)),
         "roles": torch.from_numpy(np.concatenate(roles)),
         "frame_ends": torch.tensor(np.cumsum([len(item) for item in frames])),
         "role_ends": torch.tensor(np.cumsum([len(item) for item in roles])),
         "voices": torch.tensor(voices),
+        "numbers": torch.tensor([int(path.stem) for path in paths]),
     }
+
+
+def joined(first: Shard, second: Shard) -> Shard:
+    """The dialogues of both."""
+    shard = {name: torch.cat([first[name], second[name]]) for name in first}
+    for ends, table in (("frame_ends", "frames"), ("role_ends", "roles")):
+        shard[ends] = torch.cat([first[ends], second[ends] + len(first[table])])
+    return shard
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard, and the dialogues it is still to get."""
+
+    target: Path
+    paths: list[Path]
+
+
+def jobs(folder: Path, plan: str, split: Split, dialogues: int) -> list[Job]:
+    """The shards that lack dialogues which have been rendered."""
+    found = []
+    for first in range(0, dialogues, _PER_SHARD):
+        target = folder / f"{split}-{plan}-{first // _PER_SHARD:03d}.safetensors"
+        has = set(load_file(target)["numbers"].tolist()) if target.exists() else set[int]()
+        numbers = [n for n in range(first, min(first + _PER_SHARD, dialogues)) if n not in has]
+        if paths := [path for n in numbers if (path := dialogue_path(plan, split, n)).exists()]:
+            found.append(Job(target, paths))
+    return found
+
+
+def work(codec: Path, job: Job) -> str:
+    """Does a job; returns what to tell of it."""
+    os.nice(max(0, 19 - os.nice(0)))
+    torch.set_num_threads(1)
+    shard = encode_shard(load_codec(codec)[0], job.paths, TextTokenizer(TOKENIZER))
+    if job.target.exists():
+        shard = joined(load_file(job.target), shard)
+    temporary = job.target.with_suffix(".part")
+    save_file(shard, temporary)
+    temporary.replace(job.target)
+    return f"{job.target.name}: {len(job.paths)} dialogues more, now {len(shard['numbers'])}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plan", choices=sorted(PLANS), default="first")
     parser.add_argument("--dialogues", type=int, default=600)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--codec", type=Path, default=state_folder() / "codec")
     parser.add_argument("--folder", type=Path, default=state_folder() / "codes")
     arguments = parser.parse_args()
-    os.nice(max(0, 19 - os.nice(0)))
-    torch.set_num_threads(1)
-    mimi, step = load_codec(arguments.codec)
     folder: Path = arguments.folder
+    mimi, step = load_codec(arguments.codec)
     about, digest = folder / "about.json", codes_digest(mimi.state_dict())
     if about.exists() and json.loads(about.read_text())["codebooks"] != digest:
         print(f"codes of another codec in {folder}: starting anew with step {step}")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"codebooks": digest, "codec_step": step, "plan": arguments.plan}
-    write_json(about, told)
-    tokenizer, bank = TextTokenizer(TOKENIZER), Bank()
-    save_file(encode_voices(mimi, bank), folder / "voices.safetensors")
-    sides: tuple[tuple[Split, int], ...] = (("held_out", HELD_OUT_DIALOGUES), ("train", arguments.dialogues))
-    for split, count in sides:
-        for first in range(0, count, _PER_SHARD):
-            target = folder / f"{split}-{first // _PER_SHARD:03d}.safetensors"
-            wanted = [dialogue_path(arguments.plan, split, i) for i in range(first, min(first + _PER_SHARD, count))]
-            paths = [path for path in wanted if path.exists()]
-            if target.exists() or not paths:
-                continue
-            shard = encode_shard(mimi, paths, tokenizer)
-            temporary = target.with_suffix(".part")
-            save_file(shard, temporary)
-            temporary.replace(target)
-            print(f"\r{target.name}: {len(paths)} dialogues, {len(shard['frames'])} frames", flush=True)
-    write_json(about, {**told, "complete": True})
+    write_json(about, {"codebooks": digest, "codec_step": step})
+    save_file(encode_voices(mimi, Bank()), folder / "voices.safetensors")
+    todo = jobs(folder, arguments.plan, "held_out", HELD_OUT_DIALOGUES)
+    todo += jobs(folder, arguments.plan, "train", arguments.dialogues)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
+        for number, told in enumerate(pool.map(partial(work, arguments.codec), todo)):
+            print(f"{number + 1}/{len(todo)}  {told}", flush=True)
+    write_json(about, {"codebooks": digest, "codec_step": step, "complete": True})
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def train(preset: HearingPreset, folder: Path, pcm: Path, piece: Piece, device: 
     speech, unseen, log = PackedSpeech(pcm, "train"), PackedSpeech(pcm, "val"), Log(folder / "log.jsonl")
     torch.manual_seed(seed)
     model = Hearing(codec_model.CONFIG, speech.features).to(device).train()
-    optimizer = adamw(model, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = adamw(model.named_parameters(), betas=(0.9, 0.99), weight_decay=1e-3)
     average, step = Average(model), 0
     if (saved := load_state(folder)) is not None:
         model.load_state_dict({**model.state_dict(), **newest(without_moments(saved[0]))})

@@ -7,7 +7,7 @@ text was tokenized when the dialogues were encoded.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.config import AUDIO_CODEBOOKS, STREAMS, TEXT_PAD, LMConfig
+from models.config import AUDIO_CODEBOOKS, NO_INPUT, STREAMS, TEXT_PAD, LMConfig
 from models.prompt import AGENT, USER, build_prompt
 from models.voices import VoicePrompt
 from training.prefetch import numbered
 
 Codes = npt.NDArray[np.int16]
+Sequence = tuple[Codes, npt.NDArray[np.float32]]  # columns and what their tokens count: `columns_of`
 GENERATED = 1 + AUDIO_CODEBOOKS
 
 
@@ -39,10 +40,25 @@ class Weights:
     acoustic: float = 0.15
 
 
-class LMBatch(NamedTuple):
-    columns: Tensor  # [batch, time, 17] int64
+class LMPart(NamedTuple):
+    """Some of a batch's sequences, as many as are calculated at once."""
+
+    columns: Tensor  # [sequences, time, 17] int64
+    inputs: Tensor  # the same as the model is shown them: some of them hidden (-1)
     rows: Tensor  # [n] int64, flat indices of the columns whose successor counts
     weights: Tensor  # [n, 9] fp32, of the successor's text and agent codes
+
+    def to(self, device: torch.device) -> LMPart:
+        return LMPart(*(tensor.to(device) for tensor in self))
+
+
+class LMBatch(NamedTuple):
+    parts: list[LMPart]
+    totals: Tensor  # [2] fp32: what all text counts together, and how many frames' codes count
+
+    @property
+    def frames(self) -> int:
+        return sum(part.columns.shape[0] * part.columns.shape[1] for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,7 @@ class EncodedDialogues:
 
     def __init__(self, folder: Path, side: str) -> None:
         """Raises FileNotFoundError if nothing is encoded."""
-        paths = sorted(folder.glob(f"{side}-???.safetensors"))
+        paths = sorted(folder.glob(f"{side}-*.safetensors"))
         if not paths:
             raise FileNotFoundError(f"{folder} has no {side} dialogues: run `python -m training.codes` first")
         self.items = [item for path in paths for item in _items(load_file(path))]
@@ -87,7 +103,7 @@ def _items(shard: dict[str, Tensor]) -> list[Item]:
 
 def columns_of(
     config: LMConfig, item: Item, voice: Tensor, silence: tuple[int, ...], sine: tuple[int, ...], weights: Weights
-) -> tuple[Codes, npt.NDArray[np.float32]]:
+) -> Sequence:
     """A dialogue as the model reads it: columns [P + frames, 17] int16, and what each column's tokens count [.., 9].
 
     The prompt's columns count nothing; in the first live one, the delayed codes still belong to the prompt.
@@ -107,10 +123,14 @@ def columns_of(
     return np.concatenate([prompt.columns, live]).astype(np.int16), counted
 
 
-def collate(sequences: list[tuple[Codes, npt.NDArray[np.float32]]], config: LMConfig, longest: int) -> LMBatch:
-    """Cuts sequences at `longest` columns, pads them to the longest left, and lists what counts."""
+def collate(sequences: list[Sequence], config: LMConfig, longest: int, hide: float, rng: np.random.Generator) -> LMPart:
+    """Cuts sequences at `longest` columns, pads them to the longest left, and lists what counts.
+
+    hide: the share of live tokens that the model is not shown. It then neither relies on a single code of what it
+    hears, nor on having said everything as well as the training data does.
+    """
     time = min(longest, max(len(columns) for columns, _ in sequences))
-    table = np.full((len(sequences), time, STREAMS), -1, dtype=np.int64)
+    table = np.full((len(sequences), time, STREAMS), NO_INPUT, dtype=np.int64)
     table[:, :, 0] = TEXT_PAD
     counted = np.zeros((len(sequences), time, GENERATED), dtype=np.float32)
     for number, (columns, weights) in enumerate(sequences):
@@ -118,29 +138,43 @@ def collate(sequences: list[tuple[Codes, npt.NDArray[np.float32]]], config: LMCo
         table[number, :length] = columns[:length]
         counted[number, :length] = weights[:length]
     # A column's loss is computed where it is predicted: one position before.
-    ahead = np.concatenate([counted[:, 1:], np.zeros_like(counted[:, :1])], axis=1).reshape(-1, GENERATED)
-    rows = np.flatnonzero(ahead.any(axis=1))
+    ahead = np.concatenate([counted[:, 1:], np.zeros_like(counted[:, :1])], axis=1)
+    rows = np.flatnonzero(ahead.any(axis=2))
     assert not ((table[:, :, AGENT] > config.card) | (table[:, :, USER] > config.card)).any()
-    return LMBatch(torch.from_numpy(table), torch.from_numpy(rows), torch.from_numpy(ahead[rows]))
+    hidden = (rng.random(table.shape, dtype=np.float32) < hide) & counted.any(axis=2, keepdims=True)
+    inputs = np.where(hidden, NO_INPUT, table)
+    tensors = (table, inputs, rows, ahead.reshape(-1, GENERATED)[rows])
+    return LMPart(*(torch.from_numpy(values) for values in tensors))
 
 
-def draw(
-    data: EncodedDialogues, config: LMConfig, batch: int, longest: int, weights: Weights, rng: np.random.Generator
-) -> LMBatch:
+@dataclass(frozen=True)
+class Drawing:
+    """How batches are drawn."""
+
+    batch: int  # sequences a step
+    part: int  # sequences calculated at once; one needs no padding
+    longest: int  # columns of a sequence
+    hide: float = 0.0
+    weights: Weights = field(default_factory=Weights)
+
+
+def draw(data: EncodedDialogues, config: LMConfig, how: Drawing, rng: np.random.Generator) -> LMBatch:
     """A training batch: random dialogues, each behind one of its voice's prompts."""
     sequences = []
-    for index in rng.integers(len(data.items), size=batch):
+    for index in rng.integers(len(data.items), size=how.batch):
         item = data.items[int(index)]
         prompts = data.prompts[item.voice]
         voice = prompts[int(rng.integers(len(prompts)))]
-        sequences.append(columns_of(config, item, voice, data.silence, data.sine, weights))
-    return collate(sequences, config, longest)
+        sequences.append(columns_of(config, item, voice, data.silence, data.sine, how.weights))
+    spans = [sequences[first : first + how.part] for first in range(0, how.batch, how.part)]
+    parts = [collate(span, config, how.longest, how.hide, rng) for span in spans]
+    counted = torch.cat([part.weights for part in parts])
+    totals = torch.stack([counted[:, 0].sum(), (counted[:, 1] > 0).sum()]).clamp(min=1.0)
+    return LMBatch(parts, totals)
 
 
 def batches(
-    data: EncodedDialogues, config: LMConfig, batch: int, longest: int, weights: Weights, seed: int, first: int
+    data: EncodedDialogues, config: LMConfig, how: Drawing, seed: int, first: int
 ) -> Generator[LMBatch, None, None]:
-    """Batches number first, first + 1, …; batch n is a function of (data, seed, n). To be closed."""
-    return numbered(
-        lambda number: draw(data, config, batch, longest, weights, np.random.default_rng([seed, number])), first
-    )
+    """Batches number first, first + 1, …; batch n is a function of (data, how, seed, n). To be closed."""
+    return numbered(lambda number: draw(data, config, how, np.random.default_rng([seed, number])), first)

@@ -20,15 +20,20 @@ def learning_rate(step: int, *, peak: float, warmup: int, total: int, floor: flo
 
 
 def adamw(
-    module: nn.Module, *, betas: tuple[float, float], weight_decay: float, fine: tuple[str, float] = ("", 1.0)
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    betas: tuple[float, float],
+    weight_decay: float,
+    fine: tuple[str, float] = ("", 1.0),
+    fused: bool | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over a module's parameters; matrices decay, vectors (norms, biases, scales) do not.
+    """AdamW over named parameters; matrices decay, vectors (norms, biases, scales) do not.
 
     fine: a prefix of names and what their rate is multiplied by. AdamW moves every weight by about the rate,
     whatever its size: right for weights near 0.1, a tenth of themselves a step for a layer whose are near 0.005.
     """
     prefix, factor = fine
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    named = [(name, p) for name, p in parameters if p.requires_grad]
     coarse = [p for name, p in named if not (prefix and name.startswith(prefix))]
     groups = [
         {"params": [p for p in coarse if p.dim() >= 2 and p.shape[0] > 1], "weight_decay": weight_decay},
@@ -37,7 +42,7 @@ def adamw(
     if prefix:
         small = [p for name, p in named if name.startswith(prefix)]
         groups.append({"params": small, "weight_decay": 0.0, "factor": factor})
-    return torch.optim.AdamW([{"factor": 1.0, **group} for group in groups], lr=0.0, betas=betas, eps=1e-8)
+    return torch.optim.AdamW([{"factor": 1.0, **group} for group in groups], lr=0.0, betas=betas, eps=1e-8, fused=fused)
 
 
 def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:

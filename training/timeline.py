@@ -30,6 +30,7 @@ class Placed:
     voice: str
     text: str
     words: tuple[Word, ...]  # seconds from the dialogue's start, only those that are heard
+    cut: bool = False
 
     @property
     def stop(self) -> int:
@@ -114,9 +115,9 @@ def _cut(parts: Sequence[Placed], interrupted: int, yield_samples: int) -> list[
         stop = min(round(words[-1].end_s * RATE), limit + round(0.12 * RATE)) if words else limit
         if words:
             words = (*words[:-1], replace(words[-1], end_s=round(min(words[-1].end_s, stop / RATE), 3)))
-        kept.append(replace(part, samples=max(1, min(stop, part.stop) - part.start), words=words))
+        kept.append(replace(part, samples=max(1, min(stop, part.stop) - part.start), words=words, cut=True))
         break
-    return kept or [replace(parts[0], samples=1, words=())]
+    return kept or [replace(parts[0], samples=1, words=(), cut=True)]
 
 
 def _in_order(placed: Sequence[Placed]) -> list[Placed]:

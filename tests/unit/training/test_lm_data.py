@@ -19,8 +19,8 @@ from models.voices import VoicePrompt
 from training import lm
 from training.folders import Log
 from training.kokoro import Word
-from training.lm_data import EncodedDialogues, Item, Weights, collate, columns_of, draw
-from training.lm_forward import Logits, initialise
+from training.lm_data import Drawing, EncodedDialogues, Item, LMPart, Weights, collate, columns_of, draw
+from training.lm_forward import initialise
 from training.piece import Piece
 from training.state import load_state
 from training.text_stream import text_stream
@@ -38,6 +38,11 @@ def item(frames: int = 5, seed: int = 0) -> Item:
     table = np.concatenate([rng.integers(4, 30, (frames, 1)), rng.integers(3, 20, (frames, 16))], axis=1)
     table[1::2, 0] = TEXT_PAD
     return Item(table.astype(np.int16), np.array([7, 8], dtype=np.int16), 0)
+
+
+def collated(*frames: int, longest: int = 100, hide: float = 0.0) -> LMPart:
+    pairs = [columns_of(TINY, item(n), VOICE, SILENCE, SINE, Weights()) for n in frames]
+    return collate(pairs, TINY, longest, hide, np.random.default_rng(3))
 
 
 class TestTextStream:
@@ -73,28 +78,24 @@ class TestColumns:
         assert counted[prompt + 2].tolist() == pytest.approx([1.0, 1.0, *[0.15] * 7])
 
     def test_a_batch_is_padded_and_counts_one_position_earlier(self) -> None:
-        pairs = [columns_of(TINY, item(n), VOICE, SILENCE, SINE, Weights()) for n in (5, 2)]
-        batch = collate(pairs, TINY, longest=100)
+        batch = collated(5, 2)
         time = batch.columns.shape[1]
         assert batch.columns.shape == (2, 22, 17)
         assert batch.rows.tolist() == [16, 17, 18, 19, 20, time + 16, time + 17]
         assert (batch.columns[1, 19:, 1:] == -1).all()
 
     def test_long_sequences_are_cut(self) -> None:
-        batch = collate([columns_of(TINY, item(9), VOICE, SILENCE, SINE, Weights())], TINY, longest=20)
+        batch = collated(9, longest=20)
         assert batch.columns.shape[1] == 20
         assert batch.rows.tolist() == [16, 17, 18]
 
-
-class TestLoss:
-    def test_figures_are_plain_means(self) -> None:
-        batch = collate([columns_of(TINY, item(), VOICE, SILENCE, SINE, Weights())], TINY, longest=100)
-        rows = len(batch.rows)
-        _, figures = lm.loss_of(Logits(torch.zeros(rows, 30), torch.zeros(8, rows, 20)), batch)
-        assert figures["text"] == pytest.approx(np.log(30), rel=1e-5)
-        assert figures["words"] == pytest.approx(np.log(30), rel=1e-5)
-        assert figures["semantic"] == pytest.approx(np.log(20), rel=1e-5)
-        assert figures["acoustic"] == pytest.approx(np.log(20), rel=1e-5)
+    def test_live_tokens_are_hidden_from_the_input_alone(self) -> None:
+        part = collated(200, longest=400, hide=0.25)
+        changed = part.inputs != part.columns
+        assert (part.inputs[changed] == -1).all()
+        assert not changed[:, :17].any()  # the prompt
+        assert 0.2 < float(changed[:, 18:].float().mean()) < 0.3
+        assert (collated(200, longest=400).inputs == collated(200, longest=400).columns).all()
 
 
 class TestTraining:
@@ -120,18 +121,20 @@ class TestTraining:
         data = EncodedDialogues(codes, "train")
         assert data.frames == 24
         assert (data.items[1].frames == item(12, 1).frames).all()
-        batch = draw(data, TINY, 2, 64, Weights(), np.random.default_rng(0))
-        assert batch.columns.shape == (2, 29, 17)
+        batch = draw(data, TINY, Drawing(batch=3, part=2, longest=64), np.random.default_rng(0))
+        assert [part.columns.shape for part in batch.parts] == [(2, 29, 17), (1, 29, 17)]
+        assert batch.totals.tolist() == pytest.approx([3 * (6 + 6 * 0.3), 3 * 12])
 
     def test_two_dialogues_are_learnt_by_heart(
         self, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(lm, "CONFIG", TINY)
-        preset = lm.LMPreset(batch=4, longest=64, steps=120, peak=2e-2, warmup=10, validate_every=60)
+        drawing = Drawing(batch=4, part=2, longest=64)
+        preset = lm.LMPreset(drawing, steps=120, peak=2e-2, warmup=10, validate_every=60)
         folder = tmp_path / "run"
         cpu = torch.device("cpu")
         lm.train(dataclasses.replace(preset, steps=60), folder, codes, Piece(0.0), cpu)
-        lm.train(preset, folder, codes, Piece(0.0), cpu)
+        lm.train(preset, folder, codes, Piece(0.0), cpu, workers=2)
         saved = load_state(folder)
         assert saved is not None
         assert saved[1]["step"] == 120

@@ -46,7 +46,7 @@ class TestState:
 class TestMoments:
     def test_rank_one_moments_survive(self) -> None:
         model = nn.Linear(3, 2)
-        optimizer = adamw(model, betas=(0.9, 0.99), weight_decay=0.1)
+        optimizer = adamw(model.named_parameters(), betas=(0.9, 0.99), weight_decay=0.1)
         for group in optimizer.param_groups:
             group["lr"] = 0.01
         torch.autograd.backward(model(torch.tensor([[1.0, 2.0, 3.0]])).sum())
@@ -54,7 +54,7 @@ class TestMoments:
         named = list(model.named_parameters())
         packed = pack_moments(optimizer, named)
 
-        fresh = adamw(model, betas=(0.9, 0.99), weight_decay=0.1)
+        fresh = adamw(model.named_parameters(), betas=(0.9, 0.99), weight_decay=0.1)
         unpack_moments(fresh, named, {**model.state_dict(), **packed}, step=1)
         for _, parameter in named:  # one input alone: its squared gradients are of rank one
             expected = optimizer.state[parameter]["exp_avg_sq"]
@@ -65,7 +65,7 @@ class TestMoments:
         model = nn.Linear(3, 2)
         decay = {
             id(p): group["weight_decay"]
-            for group in adamw(model, betas=(0.9, 0.99), weight_decay=0.1).param_groups
+            for group in adamw(model.named_parameters(), betas=(0.9, 0.99), weight_decay=0.1).param_groups
             for p in group["params"]
         }
         assert decay == {id(model.weight): 0.1, id(model.bias): 0.0}

@@ -1,0 +1,120 @@
+"""Dialogues from encoded utterances: everybody where the timeline has them, and the text where it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.config import FRAME_SAMPLES, TEXT_END_OF_PAD, TEXT_PAD
+from models.demo_checkpoint import TOKENIZER
+from models.prompt import AGENT, USER
+from models.tokenizer import TextTokenizer
+from training.kokoro import RATE, Utterance, Word
+from training.pieces import LEAD, TAIL, Pieces, Said, recorded
+from training.script import Script, Turn
+from training.splice import Codec, splice
+from training.timeline import Timeline, lay_out
+
+SILENCE = np.arange(8, dtype=np.int16)
+TOKENS = TextTokenizer(TOKENIZER)
+
+
+def spoken(voice: str, text: str) -> Utterance:
+    """A second for each word."""
+    words = tuple(Word(word, float(i), i + 0.9) for i, word in enumerate(text.split()))
+    return Utterance(np.full(len(words) * RATE, 1000, dtype=np.int16), words)
+
+
+def codec(folder: Path, said: dict[Said, int], offset: int = 0) -> Codec:
+    """Pieces whose codes are all one number, of the length that a second a word gives."""
+    lengths = [-(-(offset + len(each.text.split()) * RATE) // FRAME_SAMPLES) + TAIL for each in said]
+    names, codes = [], []
+    for (each, code), length in zip(said.items(), lengths, strict=True):
+        for variant in range(2 if each.speaker == "user" else 1):
+            names.append([each.speaker, each.voice, each.text, variant])
+            codes.append(np.full((length, 8), code, dtype=np.int16))
+    tensors = {
+        "codes": torch.from_numpy(np.concatenate(codes)),
+        "ends": torch.tensor(np.cumsum([len(each) for each in codes])),
+        "offsets": torch.full((len(codes),), offset),
+    }
+    save_file(tensors, folder / "pieces-0000.safetensors", metadata={"names": json.dumps(names)})
+    return Codec(Pieces(folder), SILENCE, TOKENS)
+
+
+def dialogue(*turns: Turn) -> tuple[Script, Timeline]:
+    script = Script(0, "train", "cafe", "", "A", "U", "X", "", turns, ())
+    return script, lay_out(script, spoken)
+
+
+def frames(seconds: float) -> int:
+    return round(seconds * RATE / FRAME_SAMPLES)
+
+
+def test_everybody_speaks_where_the_timeline_has_them(tmp_path: Path) -> None:
+    made = codec(tmp_path, {Said("agent", "A", "one two"): 100, Said("user", "U", "three"): 200})
+    script, timeline = dialogue(Turn("agent", ("one two",), gap_s=0.4), Turn("user", ("three",), gap_s=0.8))
+    table = splice(script, timeline, made, seed=0)
+    agent, user = table[:, AGENT], table[:, USER]
+    assert len(table) == -(-timeline.samples // FRAME_SAMPLES)
+    assert np.flatnonzero((agent == 100).all(axis=1)).tolist() == list(range(frames(0.4), frames(2.4) + TAIL))
+    assert np.flatnonzero((user == 200).all(axis=1)).tolist() == list(range(frames(3.2), frames(4.2) + 1 + TAIL))
+    assert (agent[: frames(0.4)] == SILENCE).all()
+    assert (agent[frames(2.4) + TAIL :] == SILENCE).all()
+
+
+@pytest.mark.parametrize("offset", [0, 700, 1900])
+def test_words_begin_in_the_frame_where_they_sound(offset: int, tmp_path: Path) -> None:
+    made = codec(tmp_path, {Said("agent", "A", "one two"): 100}, offset)
+    table = splice(*dialogue(Turn("agent", ("one two",), gap_s=0.5)), made, seed=0)
+    first = int(np.flatnonzero((table[:, AGENT] == 100).all(axis=1))[0])
+    for number, word in enumerate(("one", "two")):
+        at = int((first * FRAME_SAMPLES + offset + number * RATE) / FRAME_SAMPLES)
+        ids = TOKENS.encode(word)
+        assert table[at - 1, 0] == TEXT_END_OF_PAD
+        assert table[at : at + len(ids), 0].tolist() == list(ids)
+    assert abs(first * FRAME_SAMPLES + offset - 0.5 * RATE) <= FRAME_SAMPLES / 2, "half a frame off at most"
+
+
+def test_an_interrupted_agent_is_silent_where_it_was_cut(tmp_path: Path) -> None:
+    made = codec(tmp_path, {Said("agent", "A", "one two three four"): 100, Said("user", "U", "wait"): 200})
+    script, timeline = dialogue(
+        Turn("agent", ("one two three four",), gap_s=0.0),
+        Turn("user", ("wait",), kind="interruption", at=0.5, yield_s=0.3),
+    )
+    table = splice(script, timeline, made, seed=0)
+    heard = np.flatnonzero((table[:, AGENT] == 100).all(axis=1))
+    cut = next(item for item in timeline.placed if item.speaker == "agent")
+    assert cut.cut
+    assert len(heard) == -(-cut.samples // FRAME_SAMPLES)
+    text = [token for token in table[:, 0].tolist() if token not in (TEXT_PAD, TEXT_END_OF_PAD)]
+    assert text == [token for word in ("one", "two", "three") for token in TOKENS.encode(word)]
+
+
+def test_the_user_is_heard_above_somebody_beside_them(tmp_path: Path) -> None:
+    made = codec(tmp_path, {Said("user", "U", "a b c"): 200, Said("aside", "X", "d"): 300})
+    script, timeline = dialogue(Turn("user", ("a b c",)), Turn("aside", ("d",), kind="aside", gap_s=-2.0))
+    user = splice(script, timeline, made, seed=0)[:, USER]
+    assert not (user == 300).any()
+    assert (user == 200).all(axis=1).sum() >= frames(3.0)
+
+
+def test_an_agent_is_recorded_as_it_is_and_a_user_by_some_microphone() -> None:
+    utterance = spoken("A", "one")
+    clean, offset = recorded(Said("agent", "A", "one"), 0, utterance)
+    assert len(clean) % FRAME_SAMPLES == 0
+    start = LEAD * FRAME_SAMPLES + offset
+    assert not clean[:start].any()
+    assert np.allclose(clean[start : start + RATE], 1000 / 32768)
+    first, _ = recorded(Said("user", "U", "one"), 0, utterance)
+    again, _ = recorded(Said("user", "U", "one"), 0, utterance)
+    other, _ = recorded(Said("user", "U", "one"), 1, utterance)
+    assert np.array_equal(first, again)
+    assert len(first) != len(other) or not np.array_equal(first, other), (
+        "another microphone, another place in the frame"
+    )

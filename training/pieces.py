@@ -1,0 +1,143 @@
+"""Utterances as codes: each is encoded by itself, so that dialogues can be put together without rendering them.
+
+An utterance begins anywhere within a frame, after silence that the codec heard before it; a user's goes through some
+microphone first, and is kept as several microphones hear it. Encoding the few hours that a plan's utterances last takes
+minutes; encoding the dialogues they occur in takes days.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from models.config import FRAME_SAMPLES
+from models.mimi import Mimi
+from training.augment import Audio, convolve, decibels, limited, microphone, room_response
+from training.bank import Bank, key_of
+from training.codes import encode, load_codec
+from training.kokoro import Utterance
+from training.script import Speaker
+
+VARIANTS: dict[Speaker, int] = {"agent": 1, "user": 2, "aside": 1}
+LEAD = 6  # frames of silence before the first one that is kept: in a call the codec has a context, too
+TAIL = 3  # frames kept after the last sample: what a room and the codec still make of it
+_PER_SHARD = 400
+_AT_ONCE = 8
+
+Codes = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Said:
+    """Somebody saying something. An agent's `voice` is heard as it is, a user's or a bystander's by a microphone."""
+
+    speaker: Speaker
+    voice: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """codes [frames, 8] int16; the utterance begins `offset` samples behind the first frame's begin."""
+
+    codes: Codes
+    offset: int
+
+
+def recorded(said: Said, variant: int, utterance: Utterance) -> tuple[Audio, int]:
+    """What the codec hears: lead, utterance, tail, whole frames of fp32; and the utterance's offset in its frame."""
+    rng = np.random.default_rng([int(key_of(said.voice, said.text)[:8], 16), variant, len(said.speaker)])
+    offset = int(rng.integers(FRAME_SAMPLES))
+    frames = LEAD + -(-(offset + len(utterance.pcm)) // FRAME_SAMPLES) + TAIL
+    sound = np.zeros(frames * FRAME_SAMPLES, dtype=np.float32)
+    start = LEAD * FRAME_SAMPLES + offset
+    sound[start : start + len(utterance.pcm)] = utterance.pcm.astype(np.float32) / np.float32(32768.0)
+    if said.speaker == "agent":
+        return limited(sound), offset
+    if said.speaker == "aside":
+        sound = convolve(sound, room_response(rng)) * np.float32(decibels(-float(rng.uniform(12, 20))))
+    return microphone(sound, rng), offset
+
+
+def encode_pieces(mimi: Mimi, wanted: Sequence[tuple[Said, int]], bank: Bank) -> list[Piece]:
+    """In the order asked for. Raises FileNotFoundError for an utterance that was never spoken."""
+    sounds = [recorded(said, variant, bank.load(said.voice, said.text)) for said, variant in wanted]
+    order = sorted(range(len(sounds)), key=lambda number: len(sounds[number][0]))
+    pieces: dict[int, Piece] = {}
+    for first in range(0, len(order), _AT_ONCE):
+        group = order[first : first + _AT_ONCE]  # of about one length
+        table = np.zeros((max(len(sounds[number][0]) for number in group), len(group)), dtype=np.int16)
+        for column, number in enumerate(group):
+            sound = sounds[number][0]
+            table[: len(sound), column] = np.clip(np.round(sound * 32767.0), -32768, 32767)
+        for codes, number in zip(encode(mimi, table), group, strict=True):
+            sound, offset = sounds[number]
+            pieces[number] = Piece(codes[LEAD : len(sound) // FRAME_SAMPLES].copy(), offset)
+    return [pieces[number] for number in range(len(sounds))]
+
+
+def _work(codec: Path, folder: Path, job: tuple[int, list[tuple[Said, int]]]) -> str:
+    os.nice(max(0, 19 - os.nice(0)))
+    torch.set_num_threads(1)
+    number, wanted = job
+    pieces = encode_pieces(load_codec(codec)[0], wanted, Bank())
+    target = folder / f"pieces-{number:04d}.safetensors"
+    temporary = target.with_suffix(".part")
+    names = json.dumps([[said.speaker, said.voice, said.text, variant] for said, variant in wanted])
+    tensors = {
+        "codes": torch.from_numpy(np.concatenate([piece.codes for piece in pieces])),
+        "ends": torch.tensor(np.cumsum([len(piece.codes) for piece in pieces])),
+        "offsets": torch.tensor([piece.offset for piece in pieces]),
+    }
+    save_file(tensors, temporary, metadata={"names": names})
+    temporary.replace(target)
+    return f"{target.name}: {len(pieces)} utterances, {len(tensors['codes'])} frames"
+
+
+class Pieces:
+    """Every utterance encoded so far, of `.state/codes/pieces-*`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pieces: dict[tuple[Said, int], Piece] = {}
+        self.shards = 0
+        for path in sorted(folder.glob("pieces-????.safetensors")):
+            self.shards = int(path.stem[-4:]) + 1
+            with safe_open(path, "np") as file:
+                names = json.loads(file.metadata()["names"])
+                codes, ends, offsets = (file.get_tensor(name) for name in ("codes", "ends", "offsets"))
+            starts = [0, *ends[:-1].tolist()]
+            for (speaker, voice, text, variant), a, b, offset in zip(names, starts, ends, offsets, strict=True):
+                self._pieces[Said(speaker, voice, text), variant] = Piece(codes[a:b], int(offset))
+
+    def __contains__(self, said: Said) -> bool:
+        return (said, VARIANTS[said.speaker] - 1) in self._pieces
+
+    def get(self, said: Said, rng: np.random.Generator) -> Piece:
+        """One of its variants. Raises KeyError if it was never encoded."""
+        return self._pieces[said, int(rng.integers(VARIANTS[said.speaker]))]
+
+
+def encode_missing(codec: Path, folder: Path, wanted: Iterable[Said], workers: int) -> None:
+    """Encodes what is not there yet, with a progress line; can be stopped at any moment and goes on."""
+    have = Pieces(folder)
+    missing = [(said, v) for said in wanted if said not in have for v in range(VARIANTS[said.speaker])]
+    jobs = [
+        (have.shards + number, missing[first : first + _PER_SHARD])
+        for number, first in enumerate(range(0, len(missing), _PER_SHARD))
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for number, told in enumerate(pool.map(partial(_work, codec, folder), jobs)):
+            print(f"{number + 1}/{len(jobs)}  {told}", flush=True)

@@ -1,0 +1,149 @@
+"""Dialogues put together from encoded utterances: `python -m training.splice --dialogues 12000`.
+
+A script says who speaks when; the utterances' codes are laid on silence, a channel each. So a plan's few thousand
+utterances become as many dialogues as one likes, at no cost, where rendering and encoding them takes hours. What is
+lost is whatever passes between utterances, a room's noise above all: the rendered dialogues beside them have that.
+Written as shards like those of `training.codes`, which the language model reads together with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, STREAMS
+from models.demo_checkpoint import TOKENIZER
+from models.prompt import AGENT, USER
+from models.tokenizer import TextTokenizer
+from training.bank import PLANS, Bank
+from training.codec_model import codes_digest
+from training.codes import load_codec
+from training.folders import state_folder
+from training.kokoro import RATE, Utterance, Word
+from training.pieces import Codes, Pieces, Said, encode_missing
+from training.script import AGENT_VOICES, Plan, Script, write_script
+from training.text_stream import text_stream
+from training.timeline import Placed, Timeline, lay_out
+
+_PER_SHARD = 500
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What belongs to the codec whose codes these are."""
+
+    pieces: Pieces
+    silence: Codes  # [8]
+    tokenizer: TextTokenizer
+
+
+def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> Codes:
+    """[frames, 17] int16, undelayed: text, agent's and user's codes.
+
+    A word cut off by an interruption ends at a frame. Where somebody speaks beside the user, the user is heard.
+    """
+    rng = np.random.default_rng([seed, script.index, 4])
+    frames = -(-timeline.samples // FRAME_SAMPLES)
+    table = np.zeros((frames, STREAMS), dtype=np.int16)
+    table[:, AGENT] = table[:, USER] = codec.silence
+    spoken: list[Word] = []
+    for item in sorted(timeline.placed, key=lambda item: (item.speaker != "aside", item.start)):
+        piece = codec.pieces.get(Said(item.speaker, item.voice, item.text), rng)
+        first = max(0, round((item.start - piece.offset) / FRAME_SAMPLES))
+        codes = piece.codes[: _heard(item, piece.offset)][: frames - first]
+        table[first : first + len(codes), AGENT if item.speaker == "agent" else USER] = codes
+        if item.speaker == "agent":
+            shift = (first * FRAME_SAMPLES + piece.offset - item.start) / RATE
+            spoken += [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in item.words]
+    words = sorted(spoken, key=lambda word: word.start_s)
+    table[:, 0] = text_stream([word for word in words if word.start_s >= 0], frames, codec.tokenizer.encode)
+    return table
+
+
+def _heard(item: Placed, offset: int) -> int | None:
+    """Frames of an utterance that are heard; None: all of them, and what a room adds."""
+    if not item.cut:
+        return None
+    return -(-(offset + item.samples) // FRAME_SAMPLES)
+
+
+def said_in(script: Script) -> Iterator[Said]:
+    """Everything that somebody says in a script."""
+    voices = {"agent": script.agent_voice, "user": script.user_voice, "aside": script.aside_voice}
+    for turn in script.turns:
+        for part in turn.parts:
+            yield Said(turn.speaker, voices[turn.speaker], part)
+
+
+def wanted(plan: Plan, dialogues: int, bank: Bank) -> list[Said]:
+    """What the first dialogues of a plan say, as far as the bank speaks it, each once, in order of need."""
+    found: dict[Said, bool] = {}
+    for index in range(dialogues):
+        for said in said_in(write_script(plan, "train", index)):
+            if said not in found:
+                found[said] = bank.has(said.voice, said.text)
+    return [said for said, spoken in found.items() if spoken]
+
+
+def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, seed: int) -> int:
+    """Some dialogues as `training.codes` writes them. Returns their frames."""
+    held: dict[tuple[str, str], Utterance] = {}
+
+    def lookup(voice: str, text: str) -> Utterance:
+        return held.setdefault((voice, text), bank.load(voice, text))
+
+    frames = [splice(script, lay_out(script, lookup), codec, seed) for script in scripts]
+    roles = [np.array(codec.tokenizer.encode_role(script.prompt), dtype=np.int16) for script in scripts]
+    shard = {
+        "frames": torch.from_numpy(np.concatenate(frames)),
+        "roles": torch.from_numpy(np.concatenate(roles)),
+        "frame_ends": torch.tensor(np.cumsum([len(item) for item in frames])),
+        "role_ends": torch.tensor(np.cumsum([len(item) for item in roles])),
+        "voices": torch.tensor([AGENT_VOICES.index(script.agent_voice) for script in scripts]),
+        "numbers": torch.tensor([script.index for script in scripts]),
+    }
+    temporary = path.with_suffix(".part")
+    save_file(shard, temporary)
+    temporary.replace(path)
+    return len(shard["frames"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plan", choices=sorted(PLANS), default="first")
+    parser.add_argument(
+        "--dialogues", type=int, default=12_000, help="numbers tried; those the bank can speak are made"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that encode utterances")
+    parser.add_argument("--codec", type=Path, default=state_folder() / "codec")
+    parser.add_argument("--folder", type=Path, default=state_folder() / "codes", help="where training.codes wrote")
+    arguments = parser.parse_args()
+    folder, plan, bank = arguments.folder, PLANS[arguments.plan], Bank()
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    if about["codebooks"] != codes_digest(load_codec(arguments.codec)[0].state_dict()):
+        parser.error(f"{folder} holds another codec's codes: run `python -m training.codes` first")
+    encode_missing(arguments.codec, folder, wanted(plan, arguments.dialogues, bank), arguments.workers)
+    pieces = Pieces(folder)
+    silence = load_file(folder / "voices.safetensors")["silence"].numpy().astype(np.int16)
+    codec = Codec(pieces, silence, TextTokenizer(TOKENIZER))
+    assert silence.shape == (AUDIO_CODEBOOKS,)
+    scripts = [write_script(plan, "train", index) for index in range(arguments.dialogues)]
+    ready = [script for script in scripts if all(said in pieces for said in said_in(script))]
+    frames = 0
+    for first in range(0, len(ready), _PER_SHARD):
+        target = folder / f"train-spliced-{arguments.plan}-{first // _PER_SHARD:03d}.safetensors"
+        frames += write_shard(target, ready[first : first + _PER_SHARD], codec, bank, plan.seed)
+        hours = frames * FRAME_SAMPLES / RATE / 3600
+        print(f"\r{min(first + _PER_SHARD, len(ready))}/{len(ready)} dialogues, {hours:.1f} h ", end="", flush=True)
+    print(f"\n{len(scripts) - len(ready)} of {len(scripts)} wait for the bank", flush=True)
+
+
+if __name__ == "__main__":
+    main()
