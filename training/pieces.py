@@ -1,8 +1,9 @@
 """Utterances as codes: each is encoded by itself, so that dialogues can be put together without rendering them.
 
 An utterance begins anywhere within a frame, after silence that the codec heard before it; a user's goes through some
-microphone first, and is kept as several microphones hear it. Encoding the few hours that a plan's utterances last takes
-minutes; encoding the dialogues they occur in takes days.
+microphone first. Each is kept in several variants: other places in the frame, other microphones, and users who speak
+higher and faster, or lower and slower, as voices that the synthesiser does not have. Encoding the few hours that a
+plan's utterances last takes minutes; encoding the dialogues they occur in takes days.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,12 @@ from training.codes import encode, load_codec
 from training.kokoro import Utterance
 from training.script import Speaker
 
-VARIANTS: dict[Speaker, int] = {"agent": 1, "user": 2, "aside": 1}
+# How fast each variant is played. A dialogue's user is of one variant throughout.
+VARIANTS: dict[Speaker, tuple[float, ...]] = {
+    "agent": (1.0, 1.0, 1.0),
+    "user": (1.0, 1.0, 0.88, 1.14, 0.94, 1.07),
+    "aside": (1.0,),
+}
 LEAD = 6  # frames of silence before the first one that is kept: in a call the codec has a context, too
 TAIL = 3  # frames kept after the last sample: what a room and the codec still make of it
 _PER_SHARD = 400
@@ -56,9 +62,20 @@ class Piece:
     offset: int
 
 
+def played(utterance: Utterance, speed: float) -> Utterance:
+    """Faster and higher, or slower and lower: between samples by straight lines, as speech has little above 8 kHz."""
+    if speed == 1.0:
+        return utterance
+    at = np.arange(0.0, len(utterance.pcm) - 1, speed)
+    pcm = np.interp(at, np.arange(len(utterance.pcm)), utterance.pcm).astype(np.int16)
+    words = tuple(replace(w, start_s=w.start_s / speed, end_s=w.end_s / speed) for w in utterance.words)
+    return Utterance(pcm, words)
+
+
 def recorded(said: Said, variant: int, utterance: Utterance) -> tuple[Audio, int]:
     """What the codec hears: lead, utterance, tail, whole frames of fp32; and the utterance's offset in its frame."""
     rng = np.random.default_rng([int(key_of(said.voice, said.text)[:8], 16), variant, len(said.speaker)])
+    utterance = played(utterance, VARIANTS[said.speaker][variant])
     offset = int(rng.integers(FRAME_SAMPLES))
     frames = LEAD + -(-(offset + len(utterance.pcm)) // FRAME_SAMPLES) + TAIL
     sound = np.zeros(frames * FRAME_SAMPLES, dtype=np.float32)
@@ -121,18 +138,23 @@ class Pieces:
             for (speaker, voice, text, variant), a, b, offset in zip(names, starts, ends, offsets, strict=True):
                 self._pieces[Said(speaker, voice, text), variant] = Piece(codes[a:b], int(offset))
 
-    def __contains__(self, said: Said) -> bool:
-        return (said, VARIANTS[said.speaker] - 1) in self._pieces
+    def __contains__(self, wanted: tuple[Said, int]) -> bool:
+        return wanted in self._pieces
 
-    def get(self, said: Said, rng: np.random.Generator) -> Piece:
-        """One of its variants. Raises KeyError if it was never encoded."""
-        return self._pieces[said, int(rng.integers(VARIANTS[said.speaker]))]
+    def complete(self, said: Said) -> bool:
+        """Whether all its variants are there."""
+        return all((said, variant) in self for variant in range(len(VARIANTS[said.speaker])))
+
+    def get(self, said: Said, variant: int) -> Piece:
+        """Raises KeyError if it was never encoded."""
+        return self._pieces[said, variant]
 
 
 def encode_missing(codec: Path, folder: Path, wanted: Iterable[Said], workers: int) -> None:
     """Encodes what is not there yet, with a progress line; can be stopped at any moment and goes on."""
     have = Pieces(folder)
-    missing = [(said, v) for said in wanted if said not in have for v in range(VARIANTS[said.speaker])]
+    every = [(said, variant) for said in wanted for variant in range(len(VARIANTS[said.speaker]))]
+    missing = [each for each in every if each not in have]
     jobs = [
         (have.shards + number, missing[first : first + _PER_SHARD])
         for number, first in enumerate(range(0, len(missing), _PER_SHARD))

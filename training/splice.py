@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from training.codec_model import codes_digest
 from training.codes import load_codec
 from training.folders import state_folder
 from training.kokoro import RATE, Utterance, Word
-from training.pieces import Codes, Pieces, Said, encode_missing
+from training.pieces import VARIANTS, Codes, Pieces, Said, encode_missing, played
 from training.script import AGENT_VOICES, Plan, Script, write_script
 from training.text_stream import text_stream
 from training.timeline import Placed, Timeline, lay_out
@@ -44,18 +45,26 @@ class Codec:
     tokenizer: TextTokenizer
 
 
+def user_of(script: Script, seed: int) -> int:
+    """Which variant of its voice a dialogue's user has."""
+    return int(np.random.default_rng([seed, script.index, 5]).integers(len(VARIANTS["user"])))
+
+
 def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> Codes:
     """[frames, 17] int16, undelayed: text, agent's and user's codes.
 
-    A word cut off by an interruption ends at a frame. Where somebody speaks beside the user, the user is heard.
+    timeline: with the user's utterances as that variant of them is played. A word cut off by an interruption ends at
+    a frame. Where somebody speaks beside the user, the user is heard.
     """
     rng = np.random.default_rng([seed, script.index, 4])
+    user = user_of(script, seed)
     frames = -(-timeline.samples // FRAME_SAMPLES)
     table = np.zeros((frames, STREAMS), dtype=np.int16)
     table[:, AGENT] = table[:, USER] = codec.silence
     spoken: list[Word] = []
     for item in sorted(timeline.placed, key=lambda item: (item.speaker != "aside", item.start)):
-        piece = codec.pieces.get(Said(item.speaker, item.voice, item.text), rng)
+        variant = user if item.speaker == "user" else int(rng.integers(len(VARIANTS[item.speaker])))
+        piece = codec.pieces.get(Said(item.speaker, item.voice, item.text), variant)
         first = max(0, round((item.start - piece.offset) / FRAME_SAMPLES))
         codes = piece.codes[: _heard(item, piece.offset)][: frames - first]
         table[first : first + len(codes), AGENT if item.speaker == "agent" else USER] = codes
@@ -96,10 +105,15 @@ def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, see
     """Some dialogues as `training.codes` writes them. Returns their frames."""
     held: dict[tuple[str, str], Utterance] = {}
 
-    def lookup(voice: str, text: str) -> Utterance:
-        return held.setdefault((voice, text), bank.load(voice, text))
+    def lookup(speed: float, user: str, voice: str, text: str) -> Utterance:
+        utterance = held.get((voice, text)) or held.setdefault((voice, text), bank.load(voice, text))
+        return played(utterance, speed) if voice == user else utterance
 
-    frames = [splice(script, lay_out(script, lookup), codec, seed) for script in scripts]
+    frames = []
+    for script in scripts:
+        speed = VARIANTS["user"][user_of(script, seed)]
+        timeline = lay_out(script, partial(lookup, speed, script.user_voice))
+        frames.append(splice(script, timeline, codec, seed))
     roles = [np.array(codec.tokenizer.encode_role(script.prompt), dtype=np.int16) for script in scripts]
     shard = {
         "frames": torch.from_numpy(np.concatenate(frames)),
@@ -135,7 +149,7 @@ def main() -> None:
     codec = Codec(pieces, silence, TextTokenizer(TOKENIZER))
     assert silence.shape == (AUDIO_CODEBOOKS,)
     scripts = [write_script(plan, "train", index) for index in range(arguments.dialogues)]
-    ready = [script for script in scripts if all(said in pieces for said in said_in(script))]
+    ready = [script for script in scripts if all(pieces.complete(said) for said in said_in(script))]
     frames = 0
     for first in range(0, len(ready), _PER_SHARD):
         target = folder / f"train-spliced-{arguments.plan}-{first // _PER_SHARD:03d}.safetensors"

@@ -15,7 +15,7 @@ from models.demo_checkpoint import TOKENIZER
 from models.prompt import AGENT, USER
 from models.tokenizer import TextTokenizer
 from training.kokoro import RATE, Utterance, Word
-from training.pieces import LEAD, TAIL, Pieces, Said, recorded
+from training.pieces import LEAD, TAIL, VARIANTS, Pieces, Said, played, recorded
 from training.script import Script, Turn
 from training.splice import Codec, splice
 from training.timeline import Timeline, lay_out
@@ -35,7 +35,7 @@ def codec(folder: Path, said: dict[Said, int], offset: int = 0) -> Codec:
     lengths = [-(-(offset + len(each.text.split()) * RATE) // FRAME_SAMPLES) + TAIL for each in said]
     names, codes = [], []
     for (each, code), length in zip(said.items(), lengths, strict=True):
-        for variant in range(2 if each.speaker == "user" else 1):
+        for variant in range(len(VARIANTS[each.speaker])):
             names.append([each.speaker, each.voice, each.text, variant])
             codes.append(np.full((length, 8), code, dtype=np.int16))
     tensors = {
@@ -118,3 +118,11 @@ def test_an_agent_is_recorded_as_it_is_and_a_user_by_some_microphone() -> None:
     assert len(first) != len(other) or not np.array_equal(first, other), (
         "another microphone, another place in the frame"
     )
+
+
+def test_played_faster_is_shorter_and_its_words_come_sooner() -> None:
+    utterance = spoken("U", "one two")
+    faster = played(utterance, 1.25)
+    assert abs(len(faster.pcm) - len(utterance.pcm) / 1.25) <= 1
+    assert [word.start_s for word in faster.words] == [0.0, 0.8]
+    assert played(utterance, 1.0) is utterance
