@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 AVOID_S = 1.0  # the router may not know yet that it is gone; it may also be the only one there is, and back soon
 AGAIN_S = 0.2  # between two tries when nobody has room
-LEVEL_S = 5.0  # a next home that is not level by then gets the conversation all the same: the first is to be emptied
+LEVEL_S = 5.0  # who was asked to move and is not level by then goes over all the same: its home is to be emptied
 CHECKED_FRAMES = 3  # answers that are compared, at least, before a conversation that speaks goes over
 
 
@@ -192,14 +192,20 @@ class Relocation:
             return call.home is None or (behind <= 0 and (idle or shadow.checked >= CHECKED_FRAMES))
 
         call.feed()
+        late = False
         try:
             await self._clock.wait_for(self._until(level), LEVEL_S)
         except TimeoutError:
-            log.warning("session %s: %s is not level yet", call.session, home.replica)
+            late = True
         if call.home is None:
             return  # there is no choice any more
         if self._failure is not None:
             raise self._failure
+        if late and self._apart:
+            # Its home is as good as before, and nobody wants it emptied: going over now would be heard as a gap.
+            raise NoCapacity(f"Replica {home.replica} has too much to do to catch up with another conversation.")
+        if late:
+            log.warning("session %s: %s is not level yet", call.session, home.replica)
         if shadow.differences:
             call.differs = True  # next time one speaks at a time
             raise ConversationBroken("The next replica computed other tokens than the one before it.")

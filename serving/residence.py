@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 
 SAFE_FRAMES = 25  # who has answered so many has not been killed by taking the conversation over
 APART_AFTER_S = 3.0  # whose slot is on our own node looks for another when it has lived there for so long
-APART_AGAIN_S = 1.0
+APART_AGAIN_S = 1.0  # after a try that came to nothing; twice as long after each further one: a try costs a rebuild
+APART_SELDOM_S = 16.0
 _CLIENTS_OWN = (BadRequest, ClientFault, Unauthorized)  # what another replica would not cure
 
 
@@ -250,10 +251,9 @@ class Residence:
 
     async def _move_apart(self) -> None:
         """Slot and journal are not to die with one machine: as soon as another node has room, live there."""
-        wait_s = APART_AFTER_S
+        await pause(self._clock, APART_AFTER_S)
+        wait_s = APART_AGAIN_S
         while True:
-            await pause(self._clock, wait_s)
-            wait_s = APART_AGAIN_S
             async with self._elsewhere.turn():
                 if self.home is None or self._over or not self._holding.is_near(self.home):
                     return
@@ -261,6 +261,8 @@ class Residence:
                     self._relocate(apart=True)
                     assert self._relocating is not None
                     await asyncio.wait({self._relocating})
+            await pause(self._clock, wait_s)
+            wait_s = min(2 * wait_s, APART_SELDOM_S)
 
     def _relocate(self, *, apart: bool = False) -> Relocation:
         if self._relocation is None:

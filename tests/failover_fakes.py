@@ -105,6 +105,8 @@ class FakeReplica:
         self.parts = PartsBin()
         self.opened: list[OpenRequest] = []
         self.deceives = False  # computes other tokens than it should
+        self.stuck = False  # takes conversations, and computes none of their frames
+        self.uncomputed: deque[FrameIn] = deque()
         self.delivered: list[tuple[DownSink, Down]] = []  # for tests that say things twice
 
     # The trunk
@@ -134,6 +136,7 @@ class FakeReplica:
         """Its process is gone, and with it all state."""
         self.alive = False
         self.inbox.clear()
+        self.uncomputed.clear()
         self.outbox.clear()
         self.held.clear()
         sinks, self.sinks = self.sinks, {}
@@ -151,8 +154,14 @@ class FakeReplica:
             self._tell(slot, Move(session, slot.epoch, "drain"))
 
     def work(self, messages: int = 10_000) -> None:
+        while self.uncomputed and not self.stuck:
+            self._take(self.uncomputed.popleft())
         for _ in range(min(messages, len(self.inbox))):
-            self._take(self.inbox.popleft())
+            message = self.inbox.popleft()
+            if self.stuck and isinstance(message, FrameIn):
+                self.uncomputed.append(message)
+            else:
+                self._take(message)
 
     def flush(self, messages: int = 10_000) -> None:
         for _ in range(min(messages, len(self.outbox))):

@@ -335,6 +335,46 @@ async def test_those_who_leave_the_ingress_own_node_go_one_by_one(monkeypatch: p
     assert at_once == [1, 1, 1]
 
 
+async def test_nobody_leaves_the_ingress_own_node_for_a_replica_that_cannot_keep_up() -> None:
+    """It would be heard as a gap, and the home it has is a good one. Each try costs that replica a rebuild."""
+    world = World(replicas=2)
+    world.router.nodes = {"r0": "node-1", "r1": "node-2"}
+    world.replicas["r1"].stuck = True
+    async with calling(world) as caller:
+        residence = caller.conversation.residence
+        for frame in range(400):  # 32 s
+            await caller.say(1)
+            assert len(caller.heard) == frame + 1  # not one is late
+        assert residence.home is not None
+        assert residence.home.replica == "r0"
+        assert residence.moves == 0
+        # After 3 s; then each try takes 5 s, and the next one comes 1, 2, 4 s after it.
+        assert len(world.replicas["r1"].opened) == 4
+        world.replicas["r1"].stuck = False
+        await caller.say(150)
+        assert residence.home.replica == "r1"
+        assert residence.moves == 1
+        caller.assert_undisturbed()
+
+
+async def test_who_was_asked_to_move_goes_over_to_a_replica_that_hardly_keeps_up() -> None:
+    """Its home is to be emptied; what it loses is time, no frame."""
+    world = World(replicas=2)
+    world.replicas["r1"].stuck = True
+    async with calling(world) as caller:
+        residence = caller.conversation.residence
+        await caller.say(10)
+        world.replicas["r0"].ask_to_move()
+        await caller.say(60)  # 4.8 s
+        assert residence.moves == 0
+        await caller.say(5)
+        assert residence.moves == 1
+        world.replicas["r1"].stuck = False
+        await caller.say(5)
+        assert len(caller.heard) == 80
+        caller.assert_undisturbed()
+
+
 async def test_a_home_that_dies_during_a_move_hands_over_to_the_next() -> None:
     world = World()
     async with calling(world) as caller:
