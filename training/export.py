@@ -6,9 +6,11 @@ import argparse
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from models.checkpoint import load_checkpoint
 from models.checkpoint_files import CONFIG as CONFIG_FILE
 from models.checkpoint_files import FORMAT, VOICES_FOLDER
 from models.checkpoint_int8 import compact
-from models.demo_checkpoint import TOKENIZER
+from models.demo_checkpoint import TOKENIZER, VOICES
 from models.voices import write_codes
 from training import codec_model, lm
 from training.codes import load_codec
@@ -46,10 +48,9 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[
     shutil.copyfile(TOKENIZER, out / "tokenizer.model")
     folder = out / VOICES_FOLDER
     folder.mkdir(exist_ok=True)
-    for number, voice in enumerate(AGENT_VOICES):
-        prompts = sorted(name for name in voices if name.startswith(f"prompt-{number:02d}-"))
-        if prompts:
-            (folder / f"{VOICE_NAMES[voice]}.safetensors").write_bytes(write_codes(voices[prompts[0]].long()))
+    learnt = learnt_voices(codes)
+    for name, prompt in voice_prompts(learnt, voices).items():
+        (folder / f"{name}.safetensors").write_bytes(write_codes(voices[prompt].long()))
     config = {
         "format": FORMAT,
         "name": "personaplex-demo",
@@ -58,12 +59,44 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[
         "mimi": dataclasses.asdict(codec_model.CONFIG),
         "silence_codes": voices["silence"].tolist(),
         "sine_codes": voices["sine"].tolist(),
+        "own_voices": [VOICE_NAMES[AGENT_VOICES[number]] for number in learnt],
         "steps": {"codec": codec_step, "lm": saved[1]["step"]},
     }
     (out / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     load_checkpoint(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {"mib": round(size / 2**20, 1), "codec_step": codec_step, "lm_step": float(saved[1]["step"])}
+
+
+def learnt_voices(codes: Path) -> list[int]:
+    """The agents of the dialogues it learnt from, as numbers of AGENT_VOICES."""
+    found: set[int] = set()
+    for path in codes.glob("train-*.safetensors"):
+        with safe_open(path, "pt") as shard:
+            found |= set(shard.get_tensor("voices").tolist())
+    return sorted(found)
+
+
+def voice_prompts(learnt: Sequence[int], stored: Iterable[str]) -> dict[str, str]:
+    """Published voice name → which stored prompt stands behind it.
+
+    Clients written for the published server ask for its voices by name. A name whose own voice was not learnt lends
+    itself to a learnt one of the same sex (of any, if there is none), behind another prompt of that voice.
+    """
+    prompts = {n: sorted(name for name in stored if name.startswith(f"prompt-{n:02d}-")) for n in learnt}
+    prompts = {number: names for number, names in prompts.items() if names}
+    own = {VOICE_NAMES[AGENT_VOICES[number]]: names[0] for number, names in prompts.items()}
+    lent = dict.fromkeys("FM", 0)
+    for name in VOICES:
+        if name in own or not prompts:
+            continue
+        sex = name[3]
+        able = [n for n in prompts if VOICE_NAMES[AGENT_VOICES[n]][3] == sex] or list(prompts)
+        turn, which = divmod(lent[sex], len(able))
+        names = prompts[able[which]]
+        own[name] = names[(turn + 1) % len(names)]
+        lent[sex] += 1
+    return own
 
 
 def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

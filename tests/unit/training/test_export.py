@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import load_checkpoint
-from models.demo_checkpoint import random_lm, random_mimi
+from models.demo_checkpoint import VOICES, random_lm, random_mimi
 from tests.small_checkpoint import LM, MIMI
 from training import codec_model, codes, export, lm
 from training.average import averaged
-from training.script import VOICE_NAMES
+from training.script import AGENT_VOICES, VOICE_NAMES
 from training.state import save_state
 
 
@@ -35,6 +35,7 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "codes" / "about.json").write_text(json.dumps(told))
     voices = {"silence": torch.arange(8), "sine": torch.arange(8) + 8, "prompt-00-1": torch.ones(40, 8).to(torch.int16)}
     save_file(voices, tmp_path / "codes" / "voices.safetensors")
+    save_file({"voices": torch.zeros(3, dtype=torch.long)}, tmp_path / "codes" / "train-first-000.safetensors")
     return tmp_path
 
 
@@ -60,7 +61,7 @@ def test_what_is_exported_loads_as_what_was_trained(state: Path) -> None:
     bias = "decoder.model.14.conv.conv.bias"
     assert torch.equal(loaded.mimi.state_dict()[bias], (shipped[f"mimi.{bias}"] + 0.5).half().float())
     assert loaded.silence_codes == tuple(range(8))
-    assert loaded.voices.names() == [next(iter(VOICE_NAMES.values()))]
+    assert sorted(loaded.voices.names()) == sorted(VOICES)
     assert loaded.trained
 
 
@@ -74,3 +75,16 @@ def test_without_a_language_model_says_what_to_run(state: Path) -> None:
     (state / "lm" / "state.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"training\.lm"):
         run(state)
+
+
+def test_every_published_name_has_a_learnt_voice_of_its_sex() -> None:
+    stored = [f"prompt-{number:02d}-{which}" for number in range(12) for which in range(3)]
+    learnt = [0, 1, 2, 3]
+    given = export.voice_prompts(learnt, stored)
+    assert set(given) == set(VOICES)
+    for number in learnt:
+        assert given[VOICE_NAMES[AGENT_VOICES[number]]] == f"prompt-{number:02d}-0"
+    for name, prompt in given.items():
+        assert VOICE_NAMES[AGENT_VOICES[int(prompt[7:9])]][3] == name[3]
+    assert len({prompt for name, prompt in given.items() if name[3] == "F"}) == 6, "two voices, three prompts"
+    assert export.voice_prompts([], stored) == {}
