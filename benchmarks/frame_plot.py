@@ -34,6 +34,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     if max(row["frame_ms"] for row in rows) > FRAME_MS / 3:  # else it would press all lines to the ground
         axis.axhline(FRAME_MS, color="#444444", linestyle="--", linewidth=1)
         axis.text(rows[0]["slots"], FRAME_MS, " the budget: 80 ms", va="bottom", fontsize=9)
+    axis.set_xticks(sorted({row["slots"] for row in rows}))
     axis.set_xlabel("conversations at once")
     axis.set_ylabel("encode + step + decode, ms")
     axis.set_title(

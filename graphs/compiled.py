@@ -38,7 +38,7 @@ _Options = bool | set[str]
 
 # A compiled function contains those that it calls, but numba asks about its own file alone whether what it keeps on
 # disk is still true. These are the files whose functions may be in others.
-_SHARED = (*sorted(Path(__file__).parent.glob("compiled*.py")), Path(__file__).with_name("attention_cpu.py"))
+_SHARED = sorted(Path(__file__).parent.glob("compiled*.py"))
 _STAMP = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in _SHARED)
 
 

@@ -20,16 +20,15 @@ from graphs.compiled import as_array, matmul, pack
 from graphs.compiled_codec_layers import (
     Convolution,
     Residual,
-    TransformerWeights,
     add_bias,
     decoder_back,
     encoder_front,
     entries_of,
     quantize,
-    transform,
     upsample,
     windows,
 )
+from graphs.compiled_codec_transformer import TransformerWeights, transform
 from models.config import FRAME_SAMPLES
 from models.mimi import Mimi
 from models.mimi_conv import StreamingConv

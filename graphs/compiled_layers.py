@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from graphs.attention_cpu import attend, store
 from graphs.compiled import add, compiled, compiled_in_order, copy, exp, gate, matmul, rms_norm, widen
+from graphs.compiled_attention import attend, store
 from graphs.compiled_sampling import draw_rows
 
 Array = npt.NDArray[Any]

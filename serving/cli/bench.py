@@ -143,6 +143,7 @@ def _print_table(rows: list[FrameRow]) -> None:
         caption_justify="left",
         box=SIMPLE_HEAD,  # all columns fit into 80 characters
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for name in ("slots", "context", "encode", "prefill", "step", "roofline", "ratio", "decode", "together"):
         table.add_column(name, justify="right")

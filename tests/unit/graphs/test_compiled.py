@@ -14,8 +14,9 @@ import torch
 
 pytest.importorskip("numba", reason="the compiled step needs numba")
 
-from graphs.attention_cpu import CompiledAttention, CompiledCache, attend, store
+from graphs.attention_cpu import CompiledAttention, CompiledCache
 from graphs.compiled import as_array, matmul, pack
+from graphs.compiled_attention import attend, store
 from graphs.compiled_sampling import CompiledSampler, draw_rows
 from graphs.kv_cache import KEY_BLOCK, Span
 from graphs.sampling import HostSampler, SamplingRows, kth_largest, row_keys
