@@ -46,7 +46,8 @@ class JournalReader:
         own = self._hub.find(session)
         if own is not None:
             home = own.residence.home
-            return journal_view(own.journal, own.epoch, "" if home is None else home.replica, first)
+            view = journal_view(own.journal, own.epoch, "" if home is None else home.replica, first)
+            return view | {"apart": own.residence.apart}
         grant = await self._router.locate(session)
         if grant is None:
             raise UnknownSession(f"There is no conversation {session}.", "Ask /admin/conversations at its ingress.")
@@ -170,6 +171,7 @@ def _conversation_view(conversation: Conversation) -> dict[str, Any]:
         "tenant": conversation.holding.tenant.name,
         "replica": None if home is None else home.replica,
         "settled": residence.settled,
+        "apart": residence.apart,
         "parked": conversation.parked,
         "frames_heard": conversation.frames_sent,
         "frames_answered": conversation.frames_answered,

@@ -1,5 +1,7 @@
 """Serve's HAProxy mode for one machine: its environment, and a wrapper that keeps its statistics to itself.
 
+    python -m serving.haproxy FOLDER > nodes.env     NAME=VALUE lines, for the environment of `ray start`
+
 Measured in docs/decisions/http-proxy.md: a fifth of the Python proxy's CPU time a message, and the only mode in
 which a client that does not read is felt by the handler. Ray's template for it, however, binds two status pages on
 every interface, opens its control socket to every user of the machine, and logs queries, which may hold a key; the
@@ -8,6 +10,7 @@ wrapper narrows all three. It also keeps the kernel from buffering megabytes for
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import socket
 import sys
@@ -91,3 +94,25 @@ def free_port(host: str = "127.0.0.1") -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.haproxy",
+        description="Print what the environment of a Ray node has to hold for Serve to put HAProxy in front, as "
+        "NAME=VALUE lines. For one node of a machine: its proxy has ports and files of its own.",
+    )
+    parser.add_argument("folder", type=Path, help="where the wrapper and HAProxy's files go; made if it is not there")
+    folder: Path = parser.parse_args().folder
+    binary = bundled_haproxy()
+    if binary is None:
+        print("error: ray[serve] brings no HAProxy for this platform; leave Serve's own proxy", file=sys.stderr)
+        return 1
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, value in haproxy_environment(folder.resolve(), binary).items():
+        print(f"{name}={value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

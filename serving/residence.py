@@ -116,6 +116,11 @@ class Residence:
         """Whether it is at home, and nobody asks it to leave."""
         return self._relocation is None
 
+    @property
+    def apart(self) -> bool:
+        """Whether slot and journal are on two nodes, so that one machine's death does not take both."""
+        return self.home is not None and not self._holding.is_near(self.home)
+
     def begin(self, home: Home) -> None:
         """Ask for this slot, the first one."""
         self.home = home

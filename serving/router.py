@@ -43,6 +43,8 @@ __all__ = [
 
 # One that a caller could not reach is tried again after this, if nobody else takes the conversation: it may be back.
 AVOID_FOR_S = 2.0
+# Less than clients wait for an answer: whoever is told to try again has not gone yet.
+ARRIVED_WITHIN_S = 2.0
 
 
 class SessionRouter:
@@ -104,9 +106,11 @@ class SessionRouter:
     async def resume(self, request: ResumeRequest) -> Grant:
         """The same slot under the next epoch and serial, for the ingress that its client came back to.
 
-        Raises UnknownSession, or StaleEpoch when this serial has been used.
+        While its owner is taking the conversation elsewhere, it is waited for: until then the journal is nowhere else.
+        Raises UnknownSession, StaleEpoch when this serial has been used, NoCapacity when that takes too long.
         """
         await self._settled(request.session, 1)
+        await self._arrived(request.session)
         try:
             lease = self._leases.resume(request.session, request.serial, request.tenant, request.ingress, self._clock())
         except EpochConflict as error:
@@ -209,6 +213,13 @@ class SessionRouter:
         """Until this epoch of a session is known, or a new router has listened for long enough to know that it is
         not: whoever comes right after its start may be ahead of the replica's report."""
         while self._leases.highest(session) < epoch and self._clock() < self._settled_at_s:
+            await self._news.wait()
+
+    async def _arrived(self, session: str) -> None:
+        until_s = self._clock() + ARRIVED_WITHIN_S
+        while (lease := self._leases.get(session)) is not None and lease.arriving:
+            if self._clock() >= until_s:
+                raise NoCapacity("The conversation is being taken to another replica.", "Try again.")
             await self._news.wait()
 
     async def _ask(self, request: AcquireRequest, purpose: Purpose) -> Grant:

@@ -63,6 +63,7 @@ class Lease:
     confirmed: bool = False  # its replica has reported it: from then on it lives and ends with those reports
     live_s: float | None = None  # since when its replica reports it as live
     former_epoch: int | None = None  # resumed, and its replica has yet to learn it: it reports this epoch or a later
+    former_owner: str = ""  # whose it was then: until the replica has learnt of the next one, the journal is there
 
     @property
     def key(self) -> Key:
@@ -72,6 +73,15 @@ class Lease:
     def epochs(self) -> range:
         """Under which its replica may report it."""
         return range(self.epoch if self.former_epoch is None else self.former_epoch, self.epoch + 1)
+
+    @property
+    def arriving(self) -> bool:
+        """Whether its owner has yet to bring its journal there."""
+        return self.rebuilt and self.live_s is None
+
+    def is_still_of(self, owner: str, epoch: int) -> bool:
+        """Whether it was this owner's at this epoch before a resume that the replica has not learnt of."""
+        return owner == self.former_owner and self.former_epoch is not None and epoch >= self.former_epoch
 
     def is_in(self, seen: Mapping[str, int]) -> bool:
         """Whether a report of these sessions and epochs has it."""

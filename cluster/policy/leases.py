@@ -104,6 +104,9 @@ class LeaseTable:
         Its owner may also name that of a move which came to nothing. For a recovery, any epoch of the same serial will
         do: an ingress does not race with itself, and the answer that told it of the one in force may be lost. And
         where it is higher than ours it counts: this table may be younger than the conversation.
+
+        A resume that has not reached the replica does not stand in the way of a recovery by the owner before it: that
+        replica is lost, so that nobody can take the conversation over from it, and who holds the journal can go on.
         """
         in_force = self.epoch_in_force(claim.session)
         if claim.after_epoch == in_force or (claim.recovery and claim.after_epoch > in_force):
@@ -114,6 +117,8 @@ class LeaseTable:
                 return
             if in_force < claim.after_epoch <= self.highest(claim.session):
                 return
+        if lease is not None and claim.recovery and lease.is_still_of(claim.owner, claim.after_epoch):
+            return
         raise EpochConflict(claim.session, claim.after_epoch, in_force)
 
     def grant(self, claim: Claim, replica: str, now_s: float) -> Lease:
@@ -153,7 +158,8 @@ class LeaseTable:
         """The same slot for a new owner under the next epoch and serial; a move under way is given up.
 
         Raises NotHeld when the tenant has no such session, EpochConflict when the serial is not the one in force. A
-        serial whose use has not reached the replica within a lease may be used again: its user has gone since.
+        serial whose use has not reached the replica within a lease may be used again: its user has gone since. However
+        often that happens, what its client may hold, the serial it came with or the next one, goes on being good.
         """
         lease = self._active.get(session)
         if lease is None or lease.tenant != tenant:
@@ -170,9 +176,10 @@ class LeaseTable:
         epoch = self._highest[session] + (EPOCHS_UNHEARD_OF if lease.adopted else 1)
         former_epoch = lease.epoch if lease.former_epoch is None else lease.former_epoch
         # after_epoch: the former owner may be the same ingress, and nothing that it asks for as such counts any more.
+        former_owner = lease.owner if lease.former_epoch is None else lease.former_owner
         taken = replace(
-            lease, epoch=epoch, owner=owner, serial=lease.serial + 1, unproven=False, granted_s=now_s,
-            after_epoch=epoch, former_epoch=former_epoch, adopted=False,
+            lease, epoch=epoch, owner=owner, serial=serial + 1, unproven=False, granted_s=now_s,
+            after_epoch=epoch, former_epoch=former_epoch, former_owner=former_owner, adopted=False,
         )  # fmt: skip
         return self._insert(self._active, taken)
 
@@ -259,9 +266,13 @@ class LeaseTable:
 
     def _next(self, claim: Claim, replica: str, now_s: float) -> Lease:
         epoch = max(self._highest.get(claim.session, 0), claim.after_epoch) + 1
+        last = self._last(claim.session)
+        # A resume that came to nothing has used a serial up: its client may have learnt of either.
+        serial = claim.serial if last is None else max(claim.serial, last.serial)
+        unproven = last is not None and last.serial == serial and (last.unproven or claim.serial < serial)
         return Lease(
             claim.session, epoch, claim.tenant, claim.owner, replica, now_s, claim.after_epoch,
-            claim.rebuilt, claim.suspect, claim.resumable, claim.serial,
+            claim.rebuilt, claim.suspect, claim.resumable, serial, unproven,
         )  # fmt: skip
 
     def _resumed(self, replica: str, key: Key) -> Lease | None:
@@ -332,7 +343,7 @@ class LeaseTable:
         self._on.setdefault(lease.replica, {})[lease.key] = lease
         if not lease.confirmed:
             self._unconfirmed[lease.key] = lease
-        if lease.rebuilt and lease.live_s is None:
+        if lease.arriving:
             self._arriving[lease.replica] += 1
         self._changed.add(lease.replica)
         return lease
@@ -348,7 +359,7 @@ class LeaseTable:
         if not on:
             del self._on[lease.replica]
         self._unconfirmed.pop(lease.key, None)
-        if lease.rebuilt and lease.live_s is None:
+        if lease.arriving:
             self._count(self._arriving, lease.replica, -1)
         self._changed.add(lease.replica)
 

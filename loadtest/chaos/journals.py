@@ -27,6 +27,7 @@ class Seen:
     homes: list[tuple[int, str]] = field(default_factory=list)
     numerics: list[str] = field(default_factory=list)
     next_frame: int = 0
+    apart: bool = True  # as last told: slot and journal are on two nodes, and one's death does not take both
     looks: int = 0
     failed_looks: int = 0
     trouble: str = ""  # why the last look that failed did
@@ -34,6 +35,7 @@ class Seen:
     def add(self, journal: dict[str, Any]) -> None:
         self.looks += 1
         self.next_frame = int(journal["next_frame"])
+        self.apart = bool(journal.get("apart", self.apart))  # only the call's own ingress says
         home = (int(journal["epoch"]), str(journal["replica"]))
         if home not in self.homes:
             self.homes.append(home)

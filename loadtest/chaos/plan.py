@@ -22,7 +22,7 @@ FEW_GAP_S, MANY_GAP_S, PLANNED_GAP_S = 2.0, 5.0, 0.2
 STRIKES = 3
 _FIRST_S = 5.0  # everybody talks by then
 _LAST_BEFORE_END_S = 10.0  # what is broken last has to be mended before the end
-_RECOVERY_S = 9.0  # between two strikes; Serve needs some seconds to replace a replica
+RECOVERY_S = 9.0  # between two strikes; Serve needs some seconds to replace a replica
 
 
 def kinds(scenario: str) -> tuple[str, ...]:
@@ -59,13 +59,13 @@ def strike_times_s(seconds: float, seed: int, windows: Windows, strikes: int = S
     """
     wrapped_s = max(windows.model_s, windows.codec_s)
     last_s = seconds - _LAST_BEFORE_END_S
-    if last_s <= max(wrapped_s, _FIRST_S + (strikes - 1) * _RECOVERY_S):
-        need_s = max(wrapped_s, _FIRST_S + (strikes - 1) * _RECOVERY_S) + _LAST_BEFORE_END_S + 1
+    if last_s <= max(wrapped_s, _FIRST_S + (strikes - 1) * RECOVERY_S):
+        need_s = max(wrapped_s, _FIRST_S + (strikes - 1) * RECOVERY_S) + _LAST_BEFORE_END_S + 1
         raise ValueError(f"{strikes} strikes, the last after {wrapped_s:.0f} s, take at least {need_s:.0f} seconds")
     draw = random.Random(seed)
     while True:
         times = sorted(draw.uniform(_FIRST_S, last_s) for _ in range(strikes))
-        if times[-1] > wrapped_s and all(b - a >= _RECOVERY_S for a, b in pairwise(times)):
+        if times[-1] > wrapped_s and all(b - a >= RECOVERY_S for a, b in pairwise(times)):
             return times
 
 

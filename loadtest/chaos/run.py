@@ -25,7 +25,7 @@ from loadtest.chaos.caller import GRACE_S, Caller, CallLog
 from loadtest.chaos.gaps import gaps
 from loadtest.chaos.journals import AdminClient, Seen, look_until, watch
 from loadtest.chaos.plain import PlainCaller
-from loadtest.chaos.plan import STRIKES, gap_limit_s, kinds, spread, strike_times_s
+from loadtest.chaos.plan import RECOVERY_S, STRIKES, gap_limit_s, kinds, spread, strike_times_s
 from loadtest.chaos.pulse import Pulse, longest_s
 from loadtest.chaos.strikes import Missed, Striker
 from loadtest.chaos.system import System, SystemBroken
@@ -97,10 +97,12 @@ async def struck(
 
         async def strike() -> None:
             try:
+                free_s = start_s  # from when on a strike may follow the last one, should that have been late
                 for due_s, kind in zip(times_s, cycle(kinds(scenario)), strict=False):
-                    await asyncio.sleep(max(0.0, start_s + due_s - time.monotonic()))
-                    await _until_whole(system, start_s + order.seconds - time.monotonic())
+                    await asyncio.sleep(max(start_s + due_s, free_s) - time.monotonic())
+                    await _until_mended(system, kind, talk.seen, start_s + order.seconds - 1.0)
                     now_s = time.monotonic()
+                    free_s = now_s + RECOVERY_S
                     what = await striker.strike(kind)
                     done.append((now_s, what))
                     say(f"{now_s - start_s:.1f} s: {what}")
@@ -209,10 +211,15 @@ async def _to_the_end(talk: _Talk, order: Order, strikes: Awaitable[None]) -> Co
     return Conversations([caller.log for caller in talk.callers], talk.seen, talk.pulse)
 
 
-async def _until_whole(system: System, left_s: float) -> None:
-    """A reserve of one replica is kept, not of two: the next strike comes when the last one is mended."""
-    if not await system.whole(max(0.0, left_s - 1.0)):
+async def _until_mended(system: System, kind: str, seen: Sequence[Seen], until_s: float) -> None:
+    """A reserve of one replica is kept, not of two, and nothing survives the loss of slot and journal at once: the next
+    strike comes when the last one is mended. `until_s`: of our monotonic clock."""
+    if not await system.whole(max(0.0, until_s - time.monotonic())):
         raise Missed("what was struck before was not replaced in time; give it more --seconds")
+    while kind == "node" and not all(each.apart for each in seen):
+        if time.monotonic() >= until_s:
+            raise Missed("some calls still had slot and journal on one node; give it more --seconds")
+        await asyncio.sleep(_LOOK_S)
 
 
 async def _until_room(admin: AdminClient, slots: int) -> None:
