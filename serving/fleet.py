@@ -82,10 +82,11 @@ class Fleet:
                 self.drop(name)
 
     def place_call(self, node: str, avoid: tuple[str, ...], urgent: int) -> Spot | None:
-        """A slot for a new caller, beyond the reserve and what `urgent` conversations wait for."""
+        """A slot for a new caller, where there is room, beyond the reserve and what `urgent` conversations wait for.
+        Those are counted in slots: a conversation that has lost its own gets any, whatever load its replica sees."""
         self._catch_up()
         kept = reserve(self._config.reserve_slots, self._index, self._stranded()) + urgent
-        return self._index.place(node, avoid) if self._index.room > kept else None
+        return self._index.place(node, avoid) if self._index.free > kept else None
 
     def place_again(self, node: str, avoid: tuple[str, ...], *, suspect: bool, now_s: float) -> Spot | None:
         """A slot for a conversation that lives, on a replica that can read one more journal now."""

@@ -31,13 +31,13 @@ class PlacementIndex:
         self._spots: dict[str, Spot] = {}
         self._with_room: list[tuple[int, str]] = []  # (room, replica), sorted
         self._with_slots: list[tuple[int, str]] = []  # (free, replica), sorted
-        self._room = 0
+        self._free = 0
         self._sizes: list[int] = []  # slots of each replica that admits, sorted
 
     @property
-    def room(self) -> int:
-        """Slots that may still be given away, on all replicas together."""
-        return self._room
+    def free(self) -> int:
+        """Slots that nobody holds, on all replicas together: what those who talk have, should they lose theirs."""
+        return self._free
 
     @property
     def admitting(self) -> int:
@@ -64,9 +64,9 @@ class PlacementIndex:
         insort(self._sizes, spot.slots)
         if spot.free > 0:
             insort(self._with_slots, (spot.free, spot.replica))
+            self._free += spot.free
         if spot.room > 0:
             insort(self._with_room, (spot.room, spot.replica))
-            self._room += spot.room
 
     def drop(self, replica: str) -> None:
         """A replica has gone."""
@@ -76,9 +76,9 @@ class PlacementIndex:
         del self._sizes[bisect_left(self._sizes, spot.slots)]
         if spot.free > 0:
             del self._with_slots[bisect_left(self._with_slots, (spot.free, replica))]
+            self._free -= spot.free
         if spot.room > 0:
             del self._with_room[bisect_left(self._with_room, (spot.room, replica))]
-            self._room -= spot.room
 
     def place(self, avoid_node: str, avoid: Container[str] = ()) -> Spot | None:
         """Where a new conversation should live; None when no replica takes one.

@@ -88,7 +88,7 @@ def test_the_index_says_after_any_changes_what_a_look_at_all_replicas_says(
         index.drop(replica)
     left = {each.replica: each for each in changes if each.replica not in gone}
     admitting = [each for each in left.values() if each.admitting]
-    assert index.room == sum(max(0, each.room) for each in admitting)
+    assert index.free == sum(max(0, each.free) for each in admitting)
     assert (index.admitting, index.largest) == (len(admitting), max((each.slots for each in admitting), default=0))
     able = [each for each in admitting if each.room > 0]
     choice = index.place("n1", ("a",))

@@ -236,6 +236,23 @@ async def test_a_recovery_goes_before_new_callers_and_into_the_reserve() -> None
     assert (await caller).session == "c"
 
 
+async def test_a_replica_that_is_late_does_not_close_the_others_by_way_of_the_reserve() -> None:
+    """Its free slots are as good a reserve as ever: a recovery takes them, late or not."""
+    stage = Stage(RouterConfig(lease_s=LEASE_S, settle_s=0.0, reserve_slots=2))
+    for replica in ("r1", "r2"):
+        stage.start(replica, slots=2)
+    late = ReplicaReport("r1", "n1", "ws://r1", 2, "id", True, room=0)
+    stage.router.report(late)
+    assert (await stage.call("a")).replica == "r2"
+    assert (await stage.call("b")).replica == "r2"
+    with pytest.raises(NoCapacity):
+        await stage.router.acquire(ask("c"))  # r1 has two slots, which are the reserve, and no room besides
+    stage.not_admitting.add("r2")
+    stage.report("r2")
+    moved = await stage.router.acquire(ask("a", after_epoch=1, recovery=True, avoid=("r2",)))
+    assert moved.replica == "r1"
+
+
 async def test_a_recovery_is_not_held_up_by_its_tenants_limit_nor_by_a_full_queue() -> None:
     stage = Stage(RouterConfig(lease_s=LEASE_S, settle_s=0.0, max_waiting=0))
     stage.start("r1", slots=1)
