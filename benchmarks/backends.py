@@ -34,7 +34,7 @@ IN_PAGES = "pages"  # our attention over rings made of pages
 
 def candidates() -> list[Candidate]:
     """What this machine can run."""
-    kinds = [("ours", "ours"), (IN_PAGES, "ours"), ("ours", "onednn")]
+    kinds = [("ours", "ours"), (IN_PAGES, "ours"), ("ours", "int8"), ("ours", "onednn")]
     if available():
         kinds += [("ours", "vllm"), ("ours", "vllm-int8"), ("vllm", "ours"), ("vllm", "vllm")]
     return kinds

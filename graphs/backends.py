@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # static-fp8: the same with keys and values in fp8.
 BACKENDS = ("auto", "compiled", "torch", "static", "static-fp8")
 ATTENTIONS = ("auto", "ours", "vllm")
-LINEARS = ("auto", "ours", "onednn", "vllm", "vllm-int8", "vllm-fp8")
+LINEARS = ("auto", "ours", "int8", "onednn", "vllm", "vllm-int8", "vllm-fp8")
 KV_DTYPES = ("auto", "bfloat16", "fp8")  # auto: as the model computes them
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from graphs.compiled_vectors import (
     NARROW,
+    SCALE_BYTES,
     WIDE,
     tile_1x16,
     tile_1x32,
@@ -29,6 +30,7 @@ from graphs.compiled_vectors import (
     tile_8x16,
     tile_8x32,
 )
+from models.checkpoint_int8 import quantise_rows
 
 RMS_EPS = np.float32(1e-8)
 
@@ -69,6 +71,22 @@ def _word_of_float(typing_context: Any, value: Any) -> Any:
 
 as_float: Callable[[Any], Any] = cast(Any, intrinsic(_float_of_word))  # the float32 that has these bits
 as_word: Callable[[Any], Any] = cast(Any, intrinsic(_word_of_float))  # the bits of a float32
+
+
+def scale_room(weight: Any) -> Any:
+    """How many inputs' room a panel's scales take in it."""
+    raise NotImplementedError("only called from compiled code")
+
+
+@overload(scale_room)
+def _scale_room_typed(weight: Any) -> Any:
+    def of_bytes(weight: Any) -> Any:
+        return SCALE_BYTES
+
+    def nothing(weight: Any) -> Any:
+        return 0
+
+    return of_bytes if weight.dtype == types.int8 else nothing
 
 
 def widen(stored: Any) -> Any:
@@ -121,14 +139,19 @@ def exp(x: Any) -> Any:
     return y * as_float((np.int32(whole) + np.int32(127)) << np.int32(23))
 
 
+@compiled
+def inputs_of(weight: Any) -> Any:
+    """How many columns of x a packed weight takes; one more than it had where that was odd."""
+    return weight.shape[1] * 2 - scale_room(weight)
+
+
 @compiled_in_order
 def matmul(x: Any, weight: Any, y: Any) -> None:
     """y [rows, outputs] = x [rows, inputs] · weight, panels of `pack`; x has as many columns as these have inputs.
 
     A row's sums go through the inputs in order, fused, for any number of rows.
     """
-    inputs = weight.shape[1] * 2
-    products(x, 0, x.shape[1], x.shape[0], inputs, weight, y, 0, y.shape[1], y.shape[1])
+    products(x, 0, x.shape[1], x.shape[0], inputs_of(weight), weight, y, 0, y.shape[1], y.shape[1])
 
 
 @compiled_in_order
@@ -142,7 +165,7 @@ def products(
     pairs, width = inputs // 2, weight.size // (weight.shape[0] * weight.shape[1] * 2)
     whole, part = y.reshape(y.size), np.empty(8 * 32, np.float32)
     for panel in range(weight.shape[0]):
-        column, w_at = panel * width, panel * inputs * width
+        column, w_at = panel * width, panel * (inputs + scale_room(weight)) * width
         fits = column + width <= outputs  # else the panel's last columns are padding
         row = 0
         while row < rows:
@@ -205,15 +228,23 @@ def gate(packed: Any, out: Any) -> None:
             target[i] = left[i] / (np.float32(1.0) + exp(-left[i])) * right[i]
 
 
-def pack(weight: Tensor) -> npt.NDArray[Any]:
+def pack(weight: Tensor, *, small: bool = False) -> npt.NDArray[Any]:
     """A linear layer's weight [outputs, inputs] as `matmul` reads it: panels of 32 outputs (16 if there are no more).
 
-    fp32 [panels, pairs of inputs, 2, width], bf16 [panels, pairs of inputs, width, 2]; filled up with zeros.
+    fp32 [panels, pairs of inputs, 2, width], bf16 [panels, pairs of inputs, width, 2]; filled up with zeros. small:
+    int8 [panels, 2 + pairs of inputs, 2, width], whose first two pairs are an fp32 scale for each output. Raises
+    ValueError for small weights that are not finite.
     """
     outputs, inputs = weight.shape
     width = NARROW if outputs <= NARROW else WIDE
     padded = weight.new_zeros(-(-outputs // width) * width, inputs + inputs % 2)
     padded[:outputs, :inputs] = weight.detach()
+    if small:
+        coarse, scale = quantise_rows(padded)
+        panels = coarse.view(-1, width, padded.shape[1] // 2, 2).permute(0, 2, 3, 1)
+        scales = scale.view(-1, width).view(torch.int8).view(len(panels), SCALE_BYTES // 2, 2, width)
+        packed: npt.NDArray[Any] = torch.cat((scales, panels), dim=1).contiguous().numpy()
+        return packed
     panels = padded.view(-1, width, padded.shape[1] // 2, 2)
     order = (0, 2, 1, 3) if weight.dtype == torch.bfloat16 else (0, 2, 3, 1)
     return as_array(panels.permute(*order).contiguous())

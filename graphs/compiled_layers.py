@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from graphs.compiled import add, compiled, compiled_in_order, copy, exp, gate, matmul, rms_norm, widen
+from graphs.compiled import add, compiled, compiled_in_order, copy, exp, gate, inputs_of, matmul, rms_norm, widen
 from graphs.compiled_attention import attend, store
 from graphs.compiled_sampling import draw_rows
 
@@ -56,7 +56,7 @@ def feed_forward(x: Any, normed: Any, branch: Any, weights: Any, layer: int) -> 
     """x += gated feed-forward of norm2(x)."""
     rms_norm(x, weights.norm2[layer], normed)
     gate_in, gate_out = weights.gate_in[layer], weights.gate_out[layer]
-    hidden = np.empty((x.shape[0], gate_out.shape[1] * 2), np.float32)  # its last columns may be padding
+    hidden = np.empty((x.shape[0], inputs_of(gate_out)), np.float32)  # its last columns may be padding
     packed = np.empty((x.shape[0], 2 * hidden.shape[1]), np.float32)
     matmul(normed, gate_in, packed)
     gate(packed, hidden)

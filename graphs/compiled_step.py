@@ -1,12 +1,13 @@
 """The language model on a CPU as two compiled calls a step: the temporal transformer, and what draws a frame's tokens.
 
 A step of the demo model is some 1,500 torch operators on rows so few that calling them costs more than computing them.
-Weights are read in bf16 or fp32, whichever the model was loaded in; all arithmetic is fp32. Measured against the
-operators in docs/decisions/cpu-step.md; the frame has 80 ms.
+Weights are read in bf16 or fp32, whichever the model was loaded in, or in int8; all arithmetic is fp32. Measured
+against the operators in docs/decisions/cpu-step.md; the frame has 80 ms.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from graphs.attention_cpu import CompiledAttention, CompiledCache
-from graphs.compiled import as_array, pack, rms_norm
+from graphs.compiled import as_array, rms_norm
+from graphs.compiled import pack as packed
 from graphs.compiled_layers import Array, DepthWeights, LayerWeights, answer, embed, temporal
 from graphs.compiled_vectors import WIDE
 from graphs.kv_cache import Span, round_up
@@ -27,22 +29,27 @@ from models.config import AUDIO_CODEBOOKS
 from models.layers import Gating, Linear, rope_rotation
 from models.lm import DepthLayer, LanguageModel, TemporalLayer
 
+Pack = Callable[[Tensor], Array]
 Probe = Callable[[Tensor, Tensor], None]  # graphs.step_model's, which imports this module
 
 
 class CompiledModel:
     """A LanguageModel's weights, packed once, and its arithmetic: a graphs.step_model.WholeStep."""
 
-    def __init__(self, model: LanguageModel, cache: CompiledCache) -> None:
-        """Holds a second, packed copy of the linear layers. Raises ValueError for dtypes other than bf16 and fp32."""
+    def __init__(self, model: LanguageModel, cache: CompiledCache, *, small: bool = False) -> None:
+        """Holds a second, packed copy of the linear layers; small: in int8, with a scale for each output.
+
+        Raises ValueError for dtypes other than bf16 and fp32.
+        """
+        pack = functools.partial(packed, small=small)
         config = self._config = model.config
         self._cache = cache
         self._table, self._starts = as_array(model.joined_table()), model.table_starts.numpy()
-        self._layers = _stacked([_temporal_weights(layer) for layer in model.transformer.layers])
+        self._layers = _stacked([_temporal_weights(layer, pack) for layer in model.transformer.layers])
         self._out_norm = as_array(model.out_norm.alpha.view(-1))
         self._depth_layers = _stacked(
             [
-                _depth_weights(layer, codebook, config.depformer_dim)
+                _depth_weights(layer, codebook, config.depformer_dim, pack)
                 for codebook in range(AUDIO_CODEBOOKS)
                 for layer in model.depformer.layers
             ]
@@ -118,22 +125,24 @@ def _stacked(layers: Sequence[LayerWeights]) -> LayerWeights:
     return LayerWeights(*(np.stack(kind) for kind in zip(*layers, strict=True)))
 
 
-def _temporal_weights(layer: Any) -> LayerWeights:
+def _temporal_weights(layer: Any, pack: Pack) -> LayerWeights:
     assert isinstance(layer, TemporalLayer)
     attention = layer.self_attn
-    return _layer_weights(layer, attention.in_proj_weight, attention.out_proj.weight, layer.gating)
+    return _layer_weights(layer, attention.in_proj_weight, attention.out_proj.weight, layer.gating, pack)
 
 
-def _depth_weights(layer: Any, codebook: int, dim: int) -> LayerWeights:
+def _depth_weights(layer: Any, codebook: int, dim: int, pack: Pack) -> LayerWeights:
     assert isinstance(layer, DepthLayer)
     attention, gating = layer.self_attn, layer.gating[codebook]
     assert isinstance(gating, Gating)
     in_proj = attention.in_proj_weight[codebook * 3 * dim : (codebook + 1) * 3 * dim]
-    return _layer_weights(layer, in_proj, attention.out_proj.weight[codebook * dim : (codebook + 1) * dim], gating)
+    return _layer_weights(
+        layer, in_proj, attention.out_proj.weight[codebook * dim : (codebook + 1) * dim], gating, pack
+    )
 
 
 def _layer_weights(
-    layer: TemporalLayer | DepthLayer, in_proj: Tensor, out_proj: Tensor, gating: Gating
+    layer: TemporalLayer | DepthLayer, in_proj: Tensor, out_proj: Tensor, gating: Gating, pack: Pack
 ) -> LayerWeights:
     # Both halves of a gate are filled up to whole panels, so that the second half begins with one.
     hidden = gating.linear_out.weight.shape[1]

@@ -5,7 +5,7 @@ into one register of AVX-512, two of AVX2 or four of NEON. Sums are fused multip
 whatever else is computed beside them, so a row has the same bits alone and among eight.
 
 Weights and keys are stored in fp32, or in bf16 as the upper halves of floats: there two numbers lie in one 32-bit word
-(the earlier one in its lower half), so that widening sixteen words is a shift and a mask.
+(the earlier one in its lower half), so that widening sixteen words is a shift and a mask. Weights may be int8, too.
 
 Positions are element offsets into the arrays' memory, hops are distances between rows in elements. Nothing is checked.
 """
@@ -28,6 +28,8 @@ WIDE, NARROW = 2 * LANES, LANES  # columns of a panel of weights, see graphs.com
 
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 WORDS = ir.VectorType(ir.IntType(32), LANES)
+_BYTES = ir.VectorType(ir.IntType(8), LANES)
+SCALE_BYTES = 4  # a panel of int8 begins with a float for each column
 UPPER_HALF = -65_536  # 0xFFFF0000
 
 
@@ -36,21 +38,27 @@ class Memory:
 
     def __init__(self, context: Any, builder: Any, array_type: Any, array: Any) -> None:
         self.builder = builder
-        self.halves = not isinstance(array_type.dtype, types.Float)  # bf16, as 16-bit integers
-        self._bytes = 2 if self.halves else 4
+        self.halves = array_type.dtype == types.int16  # bf16
+        self.bytes = array_type.dtype == types.int8
+        self._align = 1 if self.bytes else 2 if self.halves else 4
         self._data = context.make_array(array_type)(context, builder, array).data
 
     def _at(self, offset: Any, vector: ir.Type) -> Any:
         return self.builder.bitcast(self.builder.gep(self._data, [offset]), vector.as_pointer())
 
     def load(self, offset: Any) -> Any:
-        return self.builder.load(self._at(offset, FLOATS), align=self._bytes)
+        return self.builder.load(self._at(offset, FLOATS), align=self._align)
+
+    def load_bytes(self, offset: Any) -> Any:
+        """int8 only: sixteen of them as floats."""
+        raw = self.builder.load(self._at(offset, _BYTES), align=1)
+        return self.builder.sitofp(self.builder.sext(raw, WORDS), FLOATS)
 
     def load_words(self, offset: Any) -> Any:
-        return self.builder.load(self._at(offset, WORDS), align=self._bytes)
+        return self.builder.load(self._at(offset, WORDS), align=self._align)
 
     def store(self, vector: Any, offset: Any) -> None:
-        self.builder.store(vector, self._at(offset, vector.type), align=self._bytes)
+        self.builder.store(vector, self._at(offset, vector.type), align=self._align)
 
     def load_one(self, offset: Any) -> Any:
         """One float in every lane."""
@@ -155,7 +163,8 @@ def emitting(context: Any, builder: Any, signature: Any, values: Any) -> list[An
 def _tile(rows: int, width: int) -> Callable[..., None]:
     """tile(x, x_at, x_hop, weight, w_at, pairs, y, y_at, y_hop): y [rows, width] = x [rows, 2 * pairs] · a panel.
 
-    A panel of fp32 lies [2 * pairs, width], one of bf16 [pairs, width] in words of two inputs' weights.
+    A panel of fp32 lies [2 * pairs, width], one of bf16 [pairs, width] in words of two inputs' weights; one of int8 as
+    of fp32, behind `width` floats that its columns' sums are multiplied with.
     """
     vectors = width // LANES
 
@@ -164,6 +173,14 @@ def _tile(rows: int, width: int) -> Callable[..., None]:
         if weight.halves:
             words = [weight.load_pair(builder.add(first, number(2 * LANES * v))) for v in range(vectors)]
             loaded = [[word[half] for word in words] for half in range(2)]
+        elif weight.bytes:
+            loaded = [
+                [
+                    weight.load_bytes(builder.add(first, number(SCALE_BYTES * width + half * width + LANES * v)))
+                    for v in range(vectors)
+                ]
+                for half in range(2)
+            ]
         else:
             loaded = [
                 [weight.load(builder.add(first, number(half * width + LANES * v))) for v in range(vectors)]
@@ -184,7 +201,11 @@ def _tile(rows: int, width: int) -> Callable[..., None]:
             multiply(builder, pair, weight, w_at, x, xs, sums)
         for row, target in enumerate(offsets(builder, y_at, y_hop, rows)):
             for v in range(vectors):
-                y.store(sums[row * vectors + v], builder.add(target, number(v * LANES)))
+                total = sums[row * vectors + v]
+                if weight.bytes:
+                    scale = weight.load(builder.add(w_at, number(v * LANES * SCALE_BYTES)))
+                    total = builder.fmul(total, scale)
+                y.store(total, builder.add(target, number(v * LANES)))
         return context.get_dummy_value()
 
     def kernel(

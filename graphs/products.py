@@ -41,11 +41,11 @@ class CompiledProduct:
 
     words = np.float32
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, small: bool = False) -> None:
+        """small: in int8 with a scale for each output."""
         self.outputs, inputs = weight.shape
-        self._weight = pack(weight)
-        self.width = self._weight.shape[1] * 2  # inputs are taken in pairs
-        assert self.width - inputs in (0, 1)
+        self._weight = pack(weight, small=small)
+        self.width = inputs + inputs % 2  # inputs are taken in pairs
 
     def __call__(self, x: Array) -> Array:
         y = np.empty((len(x), self.outputs), dtype=np.float32)
@@ -73,19 +73,20 @@ class OneDnnProduct:
 
 
 def make_product(kind: str, weight: Tensor) -> Product:
-    """kind: `ours`; `onednn`; `vllm`, the same library by a shorter way; `vllm-int8`, int8 weights and activations.
+    """kind: `ours`; `int8`, the same with weights in int8; `onednn`; `vllm`, the same library by a shorter way;
+    `vllm-int8`, int8 weights and activations.
 
     Raises ValueError for another, ImportError if its library is missing.
     """
-    if kind == "ours":
-        return CompiledProduct(weight)
+    if kind in ("ours", "int8"):
+        return CompiledProduct(weight, small=kind == "int8")
     if kind == "onednn":
         return OneDnnProduct(weight)
     if kind in ("vllm", "vllm-int8"):
         from graphs.vllm_cpu import VllmInt8Product, VllmProduct
 
         return VllmInt8Product(weight) if kind == "vllm-int8" else VllmProduct(weight)
-    raise ValueError(f"on a CPU there are no products called {kind!r}, only ours, onednn, vllm and vllm-int8")
+    raise ValueError(f"on a CPU there are no products called {kind!r}, only ours, int8, onednn, vllm and vllm-int8")
 
 
 def onednn_available() -> bool:

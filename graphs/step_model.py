@@ -111,7 +111,7 @@ def step_model(model: LanguageModel, cache: KVCache, backends: Backends | None =
     if isinstance(cache, RingCache):
         return StaticStep(model, cache, _other_ops(model, cache, attention, linear))
     layout = type(cache).__name__  # by name: their modules need numba, which may not be there
-    if layout == "VllmBlockCache" or (layout == "CompiledCache" and linear != "ours"):
+    if layout == "VllmBlockCache" or (layout == "CompiledCache" and linear not in ("ours", "int8")):
         from graphs.mixed_step import MixedModel
 
         return MixedModel(model, cache, linear)
@@ -120,7 +120,7 @@ def step_model(model: LanguageModel, cache: KVCache, backends: Backends | None =
         from graphs.compiled_step import CompiledModel
 
         assert isinstance(cache, CompiledCache)
-        return CompiledModel(model, cache)
+        return CompiledModel(model, cache, small=linear == "int8")
     return TorchModel(model, cache)
 
 

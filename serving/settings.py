@@ -28,7 +28,7 @@ class ServeSettings(BaseSettings):
     attention_backend: Literal["auto", "ours", "vllm"] = Field(
         "auto", description="`auto`: what a self-test at start finds right and fastest; vLLM's where it is installed"
     )
-    linear_backend: Literal["auto", "ours", "onednn", "vllm", "vllm-int8", "vllm-fp8"] = Field(
+    linear_backend: Literal["auto", "ours", "int8", "onednn", "vllm", "vllm-int8", "vllm-fp8"] = Field(
         "auto", description="matrix products; `auto` as above. Name one, so that all replicas compute the same bits"
     )
     kv_dtype: Literal["auto", "bfloat16", "fp8"] = Field(

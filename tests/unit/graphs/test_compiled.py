@@ -20,21 +20,25 @@ from graphs.compiled_attention import attend, store
 from graphs.compiled_sampling import CompiledSampler, draw_rows
 from graphs.kv_cache import KEY_BLOCK, Span
 from graphs.sampling import HostSampler, SamplingRows, kth_largest, row_keys
+from models.checkpoint_int8 import quantise_rows, widen_rows
 from models.config import LMConfig
 
 ROOT = Path(__file__).parents[3]
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])
 @pytest.mark.parametrize(("outputs", "inputs"), [(96, 40), (50, 33), (12, 7), (32, 2)])
 def test_products_are_those_of_torch_and_a_row_has_its_bits_beside_any_others(
     dtype: torch.dtype, outputs: int, inputs: int
 ) -> None:
     random = np.random.default_rng(0)
-    weight = torch.from_numpy(random.normal(size=(outputs, inputs)).astype(np.float32)).to(dtype)
-    packed = pack(weight)
-    x = np.zeros((23, packed.shape[1] * 2), np.float32)
+    weight = torch.from_numpy(random.normal(size=(outputs, inputs)).astype(np.float32))
+    # int8 gets a weight that it holds exactly, as a checkpoint does that ships as int8.
+    weight = widen_rows(*quantise_rows(weight)) if dtype == torch.int8 else weight.to(dtype)
+    packed = pack(weight, small=dtype == torch.int8)
+    assert packed.itemsize == dtype.itemsize
+    x = np.zeros((23, inputs + inputs % 2), np.float32)
     x[:, :inputs] = random.normal(size=(23, inputs))
     together = np.empty((23, outputs), np.float32)
     matmul(x, packed, together)
