@@ -8,6 +8,7 @@ import ray
 
 from actors.gently import gently
 from actors.stage_config import StageConfig, StageDescription
+from actors.stage_link import StageServer
 from graphs.stages import ConverseReply, Past, PromptInfo, SessionSpec, StageBatch
 
 if TYPE_CHECKING:
@@ -28,6 +29,17 @@ class EngineShell:
         from actors.stage_build import use_threads
 
         use_threads(config)  # it counts for the thread that says so, and this is the one that works
+
+    @ray.method
+    def listen(self) -> str:
+        """Where its replica may connect, once (actors.stage_link)."""
+        self._server = StageServer(self)
+        return self._server.address
+
+    @ray.method
+    def serve(self) -> None:
+        """Answers whoever has connected until it has gone; no other call of this actor is answered meanwhile."""
+        self._server.serve()
 
     @ray.method
     def describe(self) -> StageDescription:

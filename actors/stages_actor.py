@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from actors.encoder_actor import EncoderActor, EncoderShell
 from actors.engine_actor import EngineActor, EngineShell
 from actors.errors import ServingError
 from actors.stage_config import StageConfig, StageDescription, combined_numerics_id
+from actors.stage_link import StageGone, StageLink
 from graphs.stages import (
     CodecPast,
     ConverseReply,
@@ -28,6 +30,7 @@ from graphs.stages import (
 )
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 # A restarted actor would answer with the state of no conversation; a retried step, with one frame too many.
 NO_SECOND_LIFE = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 1}
@@ -54,37 +57,67 @@ async def answer(ref: Awaitable[T]) -> T:
         raise
 
 
-class CodecRemote:
-    """An encoder or decoder actor as actors.interfaces.CodecHandle."""
+class _Remote:
+    """An actor and, once `connect` has been awaited, the socket that its calls take (actors.stage_link)."""
 
-    def __init__(self, actor: ActorProxy[EncoderShell] | ActorProxy[DecoderShell]) -> None:
+    def __init__(self, actor: ActorProxy[EncoderShell] | ActorProxy[EngineShell] | ActorProxy[DecoderShell]) -> None:
         self.actor = actor
+        self._link: StageLink | None = None
+        self._serving: object = None
 
-    async def open(self, session: str, epoch: int, slot: int, past: CodecPast | None = None) -> bool:
-        # Ray's types know a method's parameters up to the first that has a default.
-        return await answer(self.actor.open.remote(session, epoch, slot, past))  # type: ignore[call-arg]
-
-    async def step(self, batch: StageBatch) -> StageReply:
-        return await answer(self.actor.step.remote(batch))
-
-    async def rebuild(self, budget_s: float) -> RebuildReply:
-        return await answer(self.actor.rebuild.remote(budget_s))
-
-    async def close(self, session: str, epoch: int) -> None:
-        await answer(self.actor.close.remote(session, epoch))
-
-    async def clear(self) -> None:
-        await answer(self.actor.clear.remote())
+    async def connect(self) -> None:
+        """Frames do not pass Ray from now on, if the actor is on this node. Twice is once."""
+        if self._link is not None:
+            return
+        address = await answer(self.actor.listen.remote())
+        try:
+            self._link = await StageLink.to(address)
+        except OSError as error:
+            log.info("a stage is not on this node, and is called by way of Ray: %s", error)
+            return
+        self._serving = self.actor.serve.remote()  # it ends with the connection
 
     async def describe(self) -> StageDescription:
-        return await answer(self.actor.describe.remote())
+        description: StageDescription = await self._call("describe")
+        return description
+
+    async def close(self, session: str, epoch: int) -> None:
+        await self._call("close", session, epoch)
+
+    async def clear(self) -> None:
+        await self._call("clear")
+
+    def kill(self) -> None:
+        """Ends the actor at once; whoever waits for an answer is told that it is gone. Twice is once."""
+        if self._link is not None:
+            self._link.close()
+        assert isinstance(self.actor, ActorHandle)  # said to the type checker, for which a handle is its class as well
+        ray.kill(self.actor)
+
+    async def _call(self, method: str, *arguments: object) -> Any:
+        if self._link is not None:
+            return await self._link.call(method, *arguments)
+        return await answer(getattr(self.actor, method).remote(*arguments))
 
 
-class ConverseRemote:
+class CodecRemote(_Remote):
+    """An encoder or decoder actor as actors.interfaces.CodecHandle."""
+
+    async def open(self, session: str, epoch: int, slot: int, past: CodecPast | None = None) -> bool:
+        exact: bool = await self._call("open", session, epoch, slot, past)
+        return exact
+
+    async def step(self, batch: StageBatch) -> StageReply:
+        reply: StageReply = await self._call("step", batch)
+        return reply
+
+    async def rebuild(self, budget_s: float) -> RebuildReply:
+        reply: RebuildReply = await self._call("rebuild", budget_s)
+        return reply
+
+
+class ConverseRemote(_Remote):
     """An engine actor as actors.interfaces.ConverseHandle."""
-
-    def __init__(self, actor: ActorProxy[EngineShell]) -> None:
-        self.actor = actor
 
     async def open(
         self,
@@ -95,20 +128,12 @@ class ConverseRemote:
         past: Past | None = None,
         tenant: str | None = None,
     ) -> PromptInfo:
-        # Ray's types know a method's parameters up to the first that has a default.
-        return await answer(self.actor.open.remote(session, epoch, slot, spec, past, tenant))  # type: ignore[call-arg]
+        prompt: PromptInfo = await self._call("open", session, epoch, slot, spec, past, tenant)
+        return prompt
 
     async def step(self, batch: StageBatch) -> ConverseReply:
-        return await answer(self.actor.step.remote(batch))
-
-    async def close(self, session: str, epoch: int) -> None:
-        await answer(self.actor.close.remote(session, epoch))
-
-    async def clear(self) -> None:
-        await answer(self.actor.clear.remote())
-
-    async def describe(self) -> StageDescription:
-        return await answer(self.actor.describe.remote())
+        reply: ConverseReply = await self._call("step", batch)
+        return reply
 
 
 class StageActors:
@@ -142,13 +167,13 @@ class StageActors:
             if well and failed not in (None, name):
                 continue
             if name == "encoder":
-                _kill(self.encoder.actor)
+                self.encoder.kill()
                 self.encoder = self._new_encoder()
             elif name == "engine":
-                _kill(self.converse.actor)
+                self.converse.kill()
                 self.converse = self._new_engine()
             else:
-                _kill(self.decoder.actor)
+                self.decoder.kill()
                 self.decoder = self._new_decoder()
         before = self.numerics_id
         await self._up(timeout_s)
@@ -163,8 +188,8 @@ class StageActors:
 
     def kill(self) -> None:
         """Ends all three at once; killing what is dead is no error."""
-        for actor in (self.encoder.actor, self.converse.actor, self.decoder.actor):
-            _kill(actor)
+        for stage in (self.encoder, self.converse, self.decoder):
+            stage.kill()
 
     def _new_encoder(self) -> CodecRemote:
         return CodecRemote(EncoderActor.options(**{**self._options.encoder, **NO_SECOND_LIFE}).remote(self._codec))
@@ -182,6 +207,7 @@ class StageActors:
         try:
             async with asyncio.timeout(timeout_s):
                 self.descriptions = list(await asyncio.gather(*up))
+                await asyncio.gather(*(stage.connect() for stage in stages))
         except BaseException:
             self.kill()
             for task in up:
@@ -194,11 +220,6 @@ class StageActors:
         try:
             async with asyncio.timeout(ANSWERS_WITHIN_S):
                 await stage.clear()
-        except (RayError, TimeoutError):
+        except (RayError, StageGone, TimeoutError):
             return False
         return True
-
-
-def _kill(actor: ActorProxy[EncoderShell] | ActorProxy[EngineShell] | ActorProxy[DecoderShell]) -> None:
-    assert isinstance(actor, ActorHandle)  # said to the type checker, for which a handle is its class as well
-    ray.kill(actor)
