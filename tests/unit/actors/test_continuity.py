@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from actors.errors import Draining, EngineLost, JournalError, StaleEpoch, UnknownSession
 from actors.interfaces import ReplicaSettings
 from actors.journal import Journal
-from actors.messages import Failed, FrameOut, JournalPart, OpenRequest, Ready, SlotReport
+from actors.messages import Failed, FrameOut, JournalPart, Move, OpenRequest, Ready, SlotReport
 from actors.tenure import ROUTER_AWAY_S
 from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, numbers, request, settle
 
@@ -424,6 +424,39 @@ async def test_there_is_nothing_to_resume_once_the_grace_is_over() -> None:
         fresh = await bench.open("a", epoch=3)
         await settle()
         assert fresh.ready[0].next_frame == 0
+
+
+async def test_a_drained_replica_waits_five_seconds_for_lost_clients_and_longer_only_beside_others() -> None:
+    async with Bench() as bench:
+        sink = await resumable(bench)
+        beside = await bench.open("b")
+        await settle()
+        bench.replica.leave("a", 1, sink)
+        await bench.clock.advance(1.0)
+        bench.replica.drain()
+        await bench.clock.advance(9.0)
+        assert bench.replica.busy == 2, "as long as the other one is here, the lost client may come back"
+        assert any(isinstance(message, Move) for message in beside)
+        await bench.replica.close("b", 1, "moved")
+        await bench.clock.advance(0.3)
+        assert bench.replica.drained
+
+    async with Bench() as bench:
+        bench.replica.leave("a", 1, await resumable(bench))
+        bench.replica.drain()
+        await bench.clock.advance(4.7)
+        assert bench.replica.busy == 1
+        late = Sink()
+        await bench.replica.open(resuming("a", 2), late)
+        await bench.talk("a", range(2), epoch=2)
+        assert heard(late) == alone("a", 2), "who comes back in time goes on, and is asked to leave"
+        await bench.clock.advance(1.3)
+        assert any(isinstance(message, Move) for message in late)
+        bench.replica.leave("a", 2, late)
+        await bench.clock.advance(4.7)
+        assert bench.replica.busy == 1, "counted from when it was lost"
+        await bench.clock.advance(0.6)
+        assert bench.replica.drained
 
 
 async def test_a_resume_that_comes_just_in_time_wins_and_one_just_too_late_loses() -> None:
