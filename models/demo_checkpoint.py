@@ -61,6 +61,16 @@ MIMI = MimiConfig(
     quantizer=QuantizerConfig(dimension=128, n_q=AUDIO_CODEBOOKS),
 )
 
+# Costs next to nothing: for measurements of what stands around the model.
+TINY_LM = dataclasses.replace(
+    LM, dim=16, card=64, num_heads=2, num_layers=2, context=40, depformer_dim=8, depformer_dim_feedforward=32
+)
+TINY_MIMI = MimiConfig(
+    seanet=SeanetConfig(dimension=16, n_filters=2),
+    transformer=CodecTransformerConfig(d_model=16, num_heads=2, num_layers=1, context=20, dim_feedforward=32),
+    quantizer=QuantizerConfig(dimension=8, n_q=AUDIO_CODEBOOKS, bins=64),
+)
+
 # The published names, so that clients written for the published server find their voice.
 VOICES = tuple(
     f"{kind}{i}" for kind, count in (("NATF", 4), ("NATM", 4), ("VARF", 5), ("VARM", 5)) for i in range(count)
@@ -239,13 +249,20 @@ def _raw(name: str, count: int) -> npt.NDArray[np.uint64]:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(description="Write the demo checkpoint with short windows into a new folder.")
+    parser = argparse.ArgumentParser(
+        description="Write the demo checkpoint with short windows, or a tiny one, into a new folder."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--context", type=int, default=LM.context, help="frames (80 ms) the language model remembers")
     parser.add_argument(
         "--codec-context", type=int, default=MIMI.transformer.context, help="positions (40 ms) the codec remembers"
     )
+    parser.add_argument("--tiny", action="store_true", help="one that costs next to nothing to run instead")
     arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.folder.mkdir(parents=True)
+        write_demo_checkpoint(arguments.folder, TINY_LM, TINY_MIMI)
+        return
     write_short_memory(arguments.folder, arguments.context, arguments.codec_context)
 
 
