@@ -25,6 +25,7 @@ from training.prefetch import numbered
 Codes = npt.NDArray[np.int16]
 Sequence = tuple[Codes, npt.NDArray[np.float32]]  # columns and what their tokens count: `columns_of`
 GENERATED = 1 + AUDIO_CODEBOOKS
+SPELL_FRAMES = 38
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class LMPart(NamedTuple):
     inputs: Tensor  # the same as the model is shown them: some of them hidden (-1)
     rows: Tensor  # [n] int64, flat indices of the columns whose successor counts
     weights: Tensor  # [n, 9] fp32, of the successor's text and agent codes
+    chosen: Tensor  # [n] bool: where acoustic codes are learnt, too
 
     def to(self, device: torch.device) -> LMPart:
         return LMPart(*(tensor.to(device) for tensor in self))
@@ -123,13 +125,35 @@ def columns_of(
     return np.concatenate([prompt.columns, live]).astype(np.int16), counted
 
 
-def collate(sequences: list[Sequence], config: LMConfig, longest: int, hide: float, rng: np.random.Generator) -> LMPart:
-    """Cuts sequences at `longest` columns, pads them to the longest left, and lists what counts.
+@dataclass(frozen=True)
+class Drawing:
+    """How batches are drawn."""
 
-    hide: the share of live tokens that the model is not shown. It then neither relies on a single code of what it
-    hears, nor on having said everything as well as the training data does.
+    batch: int  # sequences a step
+    part: int  # sequences calculated at once; one needs no padding
+    longest: int  # columns of a sequence
+    hide: float = 0.0  # of all tokens
+    deaf: float = 0.0  # of the time, to itself
+    acoustic: float = 1.0  # of the frames, whose acoustic codes are learnt
+    weights: Weights = field(default_factory=Weights)
+
+
+def deaf_spells(columns: int, share: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """[columns] bool: spells of 3 s on average, `share` of the time together."""
+    ends = np.cumsum(rng.geometric(1 / SPELL_FRAMES, size=2 * columns // SPELL_FRAMES + 16))
+    deaf = rng.random(len(ends) + 1) < share
+    spells: npt.NDArray[np.bool_] = deaf[np.searchsorted(ends, np.arange(columns), side="right").clip(max=len(ends))]
+    return spells
+
+
+def collate(sequences: list[Sequence], config: LMConfig, how: Drawing, rng: np.random.Generator) -> LMPart:
+    """Cuts sequences at `how.longest` columns, pads them to the longest left, and lists what counts.
+
+    The model is not shown `how.hide` of the live tokens, and for `how.deaf` of the time nothing of its own voice. It
+    then neither relies on a single code of what it hears, nor on having said everything as well as the training data
+    does; and what it says next follows from the text that it is to say, not from the sound so far.
     """
-    time = min(longest, max(len(columns) for columns, _ in sequences))
+    time = min(how.longest, max(len(columns) for columns, _ in sequences))
     table = np.full((len(sequences), time, STREAMS), NO_INPUT, dtype=np.int64)
     table[:, :, 0] = TEXT_PAD
     counted = np.zeros((len(sequences), time, GENERATED), dtype=np.float32)
@@ -141,21 +165,13 @@ def collate(sequences: list[Sequence], config: LMConfig, longest: int, hide: flo
     ahead = np.concatenate([counted[:, 1:], np.zeros_like(counted[:, :1])], axis=1)
     rows = np.flatnonzero(ahead.any(axis=2))
     assert not ((table[:, :, AGENT] > config.card) | (table[:, :, USER] > config.card)).any()
-    hidden = (rng.random(table.shape, dtype=np.float32) < hide) & counted.any(axis=2, keepdims=True)
-    inputs = np.where(hidden, NO_INPUT, table)
-    tensors = (table, inputs, rows, ahead.reshape(-1, GENERATED)[rows])
+    hidden = rng.random(table.shape, dtype=np.float32) < how.hide
+    for number in range(len(sequences)):
+        hidden[number, :, AGENT] |= deaf_spells(time, how.deaf, rng)[:, None]
+    inputs = np.where(hidden & counted.any(axis=2, keepdims=True), NO_INPUT, table)
+    chosen = rng.random(len(rows)) < how.acoustic
+    tensors = (table, inputs, rows, ahead.reshape(-1, GENERATED)[rows], chosen)
     return LMPart(*(torch.from_numpy(values) for values in tensors))
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How batches are drawn."""
-
-    batch: int  # sequences a step
-    part: int  # sequences calculated at once; one needs no padding
-    longest: int  # columns of a sequence
-    hide: float = 0.0
-    weights: Weights = field(default_factory=Weights)
 
 
 def draw(data: EncodedDialogues, config: LMConfig, how: Drawing, rng: np.random.Generator) -> LMBatch:
@@ -167,7 +183,7 @@ def draw(data: EncodedDialogues, config: LMConfig, how: Drawing, rng: np.random.
         voice = prompts[int(rng.integers(len(prompts)))]
         sequences.append(columns_of(config, item, voice, data.silence, data.sine, how.weights))
     spans = [sequences[first : first + how.part] for first in range(0, how.batch, how.part)]
-    parts = [collate(span, config, how.longest, how.hide, rng) for span in spans]
+    parts = [collate(span, config, how, rng) for span in spans]
     counted = torch.cat([part.weights for part in parts])
     totals = torch.stack([counted[:, 0].sum(), (counted[:, 1] > 0).sum()]).clamp(min=1.0)
     return LMBatch(parts, totals)

@@ -98,30 +98,30 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.bmm(scores.softmax(-1), v).view(shape)
 
 
-def depth(model: LanguageModel, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """What the eight codebooks' heads read, of rows whose tokens are known.
+def depth(model: LanguageModel, hidden: Tensor, tokens: Tensor, books: int = AUDIO_CODEBOOKS) -> Tensor:
+    """What the first `books` codebooks' heads read, of rows whose tokens are known.
 
     hidden [rows, dim]; tokens [rows, 9] int64, the next column's text and agent codes (the last is not read)
-    → [8, rows, depformer_dim] fp32.
+    → [books, rows, depformer_dim] fp32.
     """
     config = model.config
     rows, dim = hidden.shape[0], config.depformer_dim
     heads, size = config.depformer_num_heads, config.depformer_dim // config.depformer_num_heads
-    entry = _stacked(model.depformer_in)  # [8, D, dim]
+    entry = _stacked(model.depformer_in, books)  # [books, D, dim]
     low = entry.dtype
-    tables = [model.depformer_text_emb, *(cast(Embedding, module) for module in model.depformer_emb)]
+    tables = [model.depformer_text_emb, *(cast(Embedding, module) for module in model.depformer_emb)][:books]
     x = torch.stack([table(tokens[:, k].clamp(min=0)) for k, table in enumerate(tables)])
     x = x + torch.einsum("nd,kod->kno", hidden.to(low), entry)
-    mask = _causal(AUDIO_CODEBOOKS, AUDIO_CODEBOOKS, x.device, low)
+    mask = _causal(books, books, x.device, low)
     for module in model.depformer.layers:
         layer = cast(DepthLayer, module)
-        in_proj = layer.self_attn.in_proj_weight.view(AUDIO_CODEBOOKS, 3 * dim, dim)
-        out_proj = layer.self_attn.out_proj.weight.view(AUDIO_CODEBOOKS, dim, dim)
+        in_proj = layer.self_attn.in_proj_weight.view(AUDIO_CODEBOOKS, 3 * dim, dim)[:books]
+        out_proj = layer.self_attn.out_proj.weight.view(AUDIO_CODEBOOKS, dim, dim)[:books]
         packed = torch.bmm(layer.norm1(x).to(low), in_proj.transpose(1, 2))
-        q, k, v = packed.view(AUDIO_CODEBOOKS, rows, 3, heads, size).permute(2, 1, 3, 0, 4).unbind(0)
-        mixed = _attend(q, k, v, mask)  # [rows, heads, 8, size]
-        x = x + torch.bmm(mixed.permute(2, 0, 1, 3).reshape(AUDIO_CODEBOOKS, rows, dim), out_proj.transpose(1, 2))
-        gates = [cast(Gating, gate) for gate in layer.gating]
+        q, k, v = packed.view(books, rows, 3, heads, size).permute(2, 1, 3, 0, 4).unbind(0)
+        mixed = _attend(q, k, v, mask)  # [rows, heads, books, size]
+        x = x + torch.bmm(mixed.permute(2, 0, 1, 3).reshape(books, rows, dim), out_proj.transpose(1, 2))
+        gates = [cast(Gating, gate) for gate in layer.gating][:books]
         packed = torch.bmm(layer.norm2(x).to(low), torch.stack([g.linear_in.weight for g in gates]).transpose(1, 2))
         gate, value = packed.chunk(2, dim=-1)
         out = torch.stack([g.linear_out.weight for g in gates])
@@ -129,20 +129,32 @@ def depth(model: LanguageModel, hidden: Tensor, tokens: Tensor) -> Tensor:
     return x
 
 
-def _stacked(modules: nn.ModuleList) -> Tensor:
-    return torch.stack([cast(Linear, module).weight for module in modules])
+def _stacked(modules: nn.ModuleList, count: int = AUDIO_CODEBOOKS) -> Tensor:
+    return torch.stack([cast(Linear, module).weight for module in list(modules)[:count]])
 
 
-def states(model: LanguageModel, inputs: Tensor, rows: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
-    """What the heads read: [1, rows, dim] for the text, [8, rows, depformer_dim] for the codes.
+class States(NamedTuple):
+    """What the heads read, fp32."""
 
-    inputs [batch, time, 17] int64; rows [n] int64: flat indices b * time + t of columns whose successor is to be
-    predicted, none of them a sequence's last; following [n, 9]: those successors' text and agent codes. Matrices
-    may be bf16 while embeddings and norms are fp32; the residual streams always are.
+    text: Tensor  # [1, rows, dim]
+    semantic: Tensor  # [1, rows, depformer_dim]
+    acoustic: Tensor  # [7, chosen rows, depformer_dim]
+
+
+def states(model: LanguageModel, inputs: Tensor, rows: Tensor, following: Tensor, chosen: Tensor) -> States:
+    """inputs [batch, time, 17] int64; rows [n] int64: flat indices b * time + t of columns whose successor is to be
+    predicted, none of them a sequence's last; following [n, 9]: those successors' text and agent codes; chosen [n]
+    bool: where all eight codes are predicted, and not the first alone. Matrices may be bf16 while embeddings and norms
+    are fp32; the residual streams always are.
     """
     batch, time, _ = inputs.shape
     hidden = temporal(model, inputs).reshape(batch * time, -1)[rows]
-    return hidden.unsqueeze(0), depth(model, hidden, following)
+    whole = depth(model, hidden[chosen], following[chosen])
+    first = depth(model, hidden[~chosen], following[~chosen], books=1)
+    # Rows in their order again: the semantic codes of both kinds.
+    order = torch.cat([chosen.nonzero(), (~chosen).nonzero()]).squeeze(1).argsort()
+    semantic = torch.cat([whole[:1], first], dim=1)[:, order]
+    return States(hidden.unsqueeze(0), semantic, whole[1:])
 
 
 def heads(model: LanguageModel) -> tuple[list[Tensor], list[Tensor]]:
@@ -153,10 +165,10 @@ def heads(model: LanguageModel) -> tuple[list[Tensor], list[Tensor]]:
 def forward(model: LanguageModel, columns: Tensor, rows: Tensor) -> Logits:
     """Predictions of the columns after the chosen ones, of which `states` knows more."""
     following = columns.reshape(-1, columns.shape[-1])[rows + 1][:, : 1 + AUDIO_CODEBOOKS]
-    text, audio = states(model, columns, rows, following)
+    read = states(model, columns, rows, following, torch.ones_like(rows, dtype=torch.bool))
     low = model.text_linear.weight.dtype
-    logits = torch.bmm(audio.to(low), _stacked(model.linears).transpose(1, 2))
-    return Logits(model.text_logits(text[0].to(low)), logits.float())
+    logits = torch.bmm(torch.cat([read.semantic, read.acoustic]).to(low), _stacked(model.linears).transpose(1, 2))
+    return Logits(model.text_logits(read.text[0].to(low)), logits.float())
 
 
 def parameters_of(config: LMConfig) -> int:

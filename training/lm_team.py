@@ -32,16 +32,20 @@ def loss_of(model: LanguageModel, part: LMPart, totals: Tensor) -> tuple[Tensor,
     a batch's mix of padding and words does not move the others.
     """
     following = part.columns.reshape(-1, part.columns.shape[-1])[part.rows + 1][:, : 1 + AUDIO_CODEBOOKS]
-    text_state, code_states = states(model, part.inputs, part.rows, following)
+    read = states(model, part.inputs, part.rows, following, part.chosen)
     text_heads, code_heads = heads(model)
     targets, weights = following.t().contiguous(), part.weights.t().contiguous()  # [9, rows]
-    text_loss, text = heads_loss(text_state, text_heads, targets[:1], weights[:1])
+    text_loss, text = heads_loss(read.text, text_heads, targets[:1], weights[:1])
     # The first live column's delayed codes still belong to the prompt: they count nothing and may be -1.
-    code_loss, codes = heads_loss(code_states, code_heads, targets[1:].clamp(min=0), weights[1:])
+    codes = targets[1:].clamp(min=0)
+    first_loss, first = heads_loss(read.semantic, code_heads[:1], codes[:1], weights[1:2])
+    # Chosen rows stand for all: their acoustic codes count for those of the others, too.
+    told, share = weights[2:, part.chosen], part.chosen.float().mean().clamp(min=1e-6)
+    rest_loss, rest = heads_loss(read.acoustic, code_heads[1:], codes[1:, part.chosen], told / share)
     counted, word = weights > 0, (weights[0] > 0) & (targets[0] != TEXT_PAD)
-    chosen = [(text[0], counted[0]), (text[0], word), (codes[0], counted[1]), (codes[1:], counted[2:])]
-    figures = torch.stack([torch.stack([loss[which].sum(), which.sum()]) for loss, which in chosen])
-    return text_loss / totals[0] + code_loss / totals[1], figures
+    kinds = [(text[0], counted[0]), (text[0], word), (first[0], counted[1]), (rest, told > 0)]
+    figures = torch.stack([torch.stack([loss[which].sum(), which.sum()]) for loss, which in kinds])
+    return text_loss / totals[0] + (first_loss + rest_loss) / totals[1], figures
 
 
 class Team:

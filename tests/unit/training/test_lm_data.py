@@ -40,9 +40,9 @@ def item(frames: int = 5, seed: int = 0) -> Item:
     return Item(table.astype(np.int16), np.array([7, 8], dtype=np.int16), 0)
 
 
-def collated(*frames: int, longest: int = 100, hide: float = 0.0) -> LMPart:
+def collated(*frames: int, longest: int = 100, hide: float = 0.0, **how: float) -> LMPart:
     pairs = [columns_of(TINY, item(n), VOICE, SILENCE, SINE, Weights()) for n in frames]
-    return collate(pairs, TINY, longest, hide, np.random.default_rng(3))
+    return collate(pairs, TINY, Drawing(len(frames), len(frames), longest, hide, **how), np.random.default_rng(3))
 
 
 class TestTextStream:
@@ -96,6 +96,20 @@ class TestColumns:
         assert not changed[:, :17].any()  # the prompt
         assert 0.2 < float(changed[:, 18:].float().mean()) < 0.3
         assert (collated(200, longest=400).inputs == collated(200, longest=400).columns).all()
+
+    def test_its_own_voice_is_hidden_for_spells(self) -> None:
+        part = collated(2000, longest=4000, deaf=0.5)
+        unheard = (part.inputs != part.columns)[0]
+        live = unheard[18:2016]
+        assert not unheard[:17].any()
+        assert not live[:, [0, *range(9, 17)]].any(), "text and user are shown"
+        assert (live[:, 1:9].all(dim=1) == live[:, 1:9].any(dim=1)).all(), "all codes or none"
+        assert 0.3 < float(live[:, 1].float().mean()) < 0.7
+        assert int((live[1:, 1] != live[:-1, 1]).sum()) < 2000 / 20, "spells, not frames"
+
+    def test_acoustic_codes_are_learnt_at_some_frames(self) -> None:
+        assert collated(400, longest=800).chosen.all()
+        assert 0.15 < float(collated(400, longest=800, acoustic=0.25).chosen.float().mean()) < 0.35
 
 
 class TestTraining:

@@ -32,7 +32,7 @@ def part(time: int, seed: int) -> LMPart:
     columns = torch.from_numpy(rng.integers(4, 20, (1, time, 17)))
     columns[:, ::3, 0] = TEXT_PAD
     weights = torch.from_numpy(rng.uniform(0.1, 1.0, (time - 1, 9)).astype(np.float32))
-    return LMPart(columns, columns, torch.arange(time - 1), weights)
+    return LMPart(columns, columns, torch.arange(time - 1), weights, torch.ones(time - 1, dtype=torch.bool))
 
 
 def batch() -> LMBatch:
@@ -83,6 +83,24 @@ class TestLoss:
         assert told["words"] == pytest.approx(float(text[following[:, 0] != TEXT_PAD].mean()), rel=1e-5)
         assert told["semantic"] == pytest.approx(float(codes[:, 0].mean()), rel=1e-5)
         assert told["acoustic"] == pytest.approx(float(codes[:, 1:].mean()), rel=1e-5)
+
+    def test_acoustic_codes_of_some_rows_stand_for_all(self) -> None:
+        learner, some = model(), part(9, 0)
+        few = some._replace(chosen=torch.tensor([False, True, False, False, True, False, False, False]))
+        with torch.no_grad():
+            total, figures = loss_of(learner, few, torch.tensor([4.0, 8.0]))
+            logits = forward(learner, some.columns, some.rows)
+        following = some.columns[0, 1:, :9]
+        text = F.cross_entropy(logits.text, following[:, 0], reduction="none")
+        codes = torch.stack(
+            [F.cross_entropy(logits.audio[k], following[:, 1 + k], reduction="none") for k in range(8)], dim=1
+        )
+        counted = codes * some.weights[:, 1:]
+        expected = (text * some.weights[:, 0]).sum() / 4
+        expected += (counted[:, 0].sum() + 4 * counted[few.chosen, 1:].sum()) / 8
+        assert float(total) == pytest.approx(float(expected), rel=1e-5)
+        assert means(figures)["semantic"] == pytest.approx(float(codes[:, 0].mean()), rel=1e-5)
+        assert means(figures)["acoustic"] == pytest.approx(float(codes[few.chosen, 1:].mean()), rel=1e-5)
 
 
 class TestTeam:
