@@ -79,7 +79,7 @@ async def test_without_pings_it_would_be_cut(monkeypatch: pytest.MonkeyPatch, tm
         await it.ready()
         since_s = time.monotonic()
         await it.closed(within_s=4 * CLOCK_S)
-        assert CLOCK_S / 2 < time.monotonic() - since_s
+        assert time.monotonic() - since_s > CLOCK_S / 2
 
 
 @asynccontextmanager
