@@ -93,7 +93,7 @@ class Fleet:
         self._catch_up()
 
         def able(replica: str) -> bool:
-            return may_rebuild(
+            return self._speaks(replica, now_s) and may_rebuild(
                 self._leases.rebuilding(replica),
                 self._config.rebuilds_at_once,
                 suspect=suspect,
@@ -101,6 +101,11 @@ class Fleet:
             )
 
         return self._index.place_again(node, avoid, able, emptiest=suspect)
+
+    def _speaks(self, replica: str, now_s: float) -> bool:
+        """Whether it has been heard of lately. One that is cut off still has its leases, and room, for a while."""
+        member = self._members.get(replica)
+        return member is not None and now_s - member.heard_s <= self._config.lease_s / 2
 
     def refresh(self, replica: str) -> None:
         """Placement learns what has become of a replica."""

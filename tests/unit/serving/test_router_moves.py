@@ -302,6 +302,17 @@ async def test_a_replica_that_was_to_be_avoided_is_taken_after_a_while_if_there_
     assert (await waiting).replica == "r1"
 
 
+async def test_a_replica_that_has_fallen_silent_is_given_nobody_before_its_leases_run_out(stage: Stage) -> None:
+    """Whoever was sent there would wait for a connection that nobody answers."""
+    for replica in ("r1", "r2", "r3"):
+        stage.start(replica)
+    first = await stage.call("a")
+    others = [replica for replica in stage.held if replica != first.replica]
+    stage.pass_s(2.0, silent=(first.replica, others[0]))
+    grant = await stage.router.acquire(ask("a", after_epoch=1, recovery=True))
+    assert grant.replica == others[1]
+
+
 async def test_a_conversation_the_router_never_heard_of_goes_on_from_the_epoch_that_its_ingress_knows() -> None:
     stage = Stage(RouterConfig(lease_s=LEASE_S, settle_s=1.0))
     stage.start("r2")
