@@ -44,4 +44,7 @@ say "Installing the project and its tools"
 
 "$venv/bin/python" -c 'import torch, ray, fastapi' ||
   fail "The installation is incomplete; remove $venv and run this again."
+say "Compiling the kernels for this CPU (a minute)"
+"$venv/bin/python" -m actors.compile_ahead ||
+  say "That failed: they are compiled when a server first starts."
 touch "$stamp"

@@ -132,7 +132,7 @@ class Drawing:
     batch: int  # sequences a step
     part: int  # sequences calculated at once; one needs no padding
     longest: int  # columns of a sequence
-    hide: float = 0.0  # of all tokens
+    hide: float = 0.0  # of all codes
     deaf: float = 0.0  # of the time, to itself
     acoustic: float = 1.0  # of the frames, whose acoustic codes are learnt
     weights: Weights = field(default_factory=Weights)
@@ -149,7 +149,7 @@ def deaf_spells(columns: int, share: float, rng: np.random.Generator) -> npt.NDA
 def collate(sequences: list[Sequence], config: LMConfig, how: Drawing, rng: np.random.Generator) -> LMPart:
     """Cuts sequences at `how.longest` columns, pads them to the longest left, and lists what counts.
 
-    The model is not shown `how.hide` of the live tokens, and for `how.deaf` of the time nothing of its own voice. It
+    The model is not shown `how.hide` of the live codes, and for `how.deaf` of the time nothing of its own voice. It
     then neither relies on a single code of what it hears, nor on having said everything as well as the training data
     does; and what it says next follows from the text that it is to say, not from the sound so far.
     """
@@ -166,6 +166,7 @@ def collate(sequences: list[Sequence], config: LMConfig, how: Drawing, rng: np.r
     rows = np.flatnonzero(ahead.any(axis=2))
     assert not ((table[:, :, AGENT] > config.card) | (table[:, :, USER] > config.card)).any()
     hidden = rng.random(table.shape, dtype=np.float32) < how.hide
+    hidden[:, :, 0] = False
     for number in range(len(sequences)):
         hidden[number, :, AGENT] |= deaf_spells(time, how.deaf, rng)[:, None]
     inputs = np.where(hidden & counted.any(axis=2, keepdims=True), NO_INPUT, table)

@@ -89,12 +89,13 @@ class TestColumns:
         assert batch.columns.shape[1] == 20
         assert batch.rows.tolist() == [16, 17, 18]
 
-    def test_live_tokens_are_hidden_from_the_input_alone(self) -> None:
+    def test_live_codes_are_hidden_from_the_input_alone(self) -> None:
         part = collated(200, longest=400, hide=0.25)
         changed = part.inputs != part.columns
         assert (part.inputs[changed] == -1).all()
         assert not changed[:, :17].any()  # the prompt
-        assert 0.2 < float(changed[:, 18:].float().mean()) < 0.3
+        assert 0.2 < float(changed[:, 18:, 1:].float().mean()) < 0.3
+        assert not changed[:, :, 0].any()  # the text
         assert (collated(200, longest=400).inputs == collated(200, longest=400).columns).all()
 
     def test_its_own_voice_is_hidden_for_spells(self) -> None:
