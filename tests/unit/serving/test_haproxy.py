@@ -93,3 +93,16 @@ def test_two_servers_on_a_machine_share_no_path_and_no_port(tmp_path: Path) -> N
     for name in environments[0]:
         if name.endswith(("_LOC", "_PATH", "_BASE", "_FILE", "_PORT")):
             assert environments[0][name] != environments[1][name], name
+
+
+@pytest.mark.skipif(bundled_haproxy() is None, reason="ray[serve] brings no HAProxy for this platform")
+def test_a_nodes_environment_can_be_had_on_the_command_line(tmp_path: Path) -> None:
+    folder = tmp_path / "proxies"
+    run = subprocess.run(
+        [sys.executable, "-m", "serving.haproxy", str(folder)], check=True, capture_output=True, text=True
+    )
+    said = dict(line.split("=", 1) for line in run.stdout.splitlines())
+    assert said["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert said["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(folder.resolve() / "haproxy")
+    assert os.access(folder / "haproxy", os.X_OK)
+    assert folder.stat().st_mode & 0o077 == 0  # its control socket is nobody else's
