@@ -74,6 +74,7 @@ def build_engine(config: StageConfig) -> tuple[EngineStage, StageDescription]:
         linear=config.linear,
         kv_dtype=config.kv_dtype,
         kv_overcommit=config.kv_overcommit,
+        kv_reserve_s=config.kv_reserve_s,
     )
     anchors = AnchorPolicy.of_seconds(config.anchor_s)
     engine = ConversationEngine(checkpoint, config.slots, anchors=anchors, backend=backends)

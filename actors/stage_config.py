@@ -21,6 +21,7 @@ class StageConfig:
     linear: str = "ours"
     kv_dtype: str = "auto"
     kv_overcommit: float = 1.0
+    kv_reserve_s: float = 30.0  # graphs.kv_pressure.RESERVE_S, without torch
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import torch
 from graphs.anchors import AnchorPolicy
 from graphs.backends import Backends
 from graphs.kv_cache import KEY_BLOCK, round_up
-from graphs.slot_engine import DEFAULT_TILE, spare_rings
+from graphs.rings import spare_rings
+from graphs.slot_engine import DEFAULT_TILE
 from models.config import LMConfig, MimiConfig
 from models.lm import LanguageModel
 

@@ -7,64 +7,29 @@ keys lie in a ring of the cache; an anchor gives it another one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from graphs.anchors import AnchorPolicy
 from graphs.backends import Backends, make_cache
+from graphs.batch import Batch, StepOut, nothing, stacked
 from graphs.conversation import Conversation, Fill, check_past
-from graphs.frame_step import GENERATED, Emit, FrameStep, Override
-from graphs.kv_cache import Span
+from graphs.frame_step import GENERATED, FrameStep
 from graphs.kv_pressure import KVPressure, PressurePolicy
 from graphs.page_keeper import PageKeeper
 from graphs.paging import OutOfPages
 from graphs.prefill_budget import LEAST_ROWS, PrefillBudget, share
 from graphs.prefix_cache import PrefixCache, PrefixOwners
+from graphs.rings import Rings, spare_rings
 from graphs.stages import Past, Sampling
 from models.config import STREAMS
 from models.lm import LanguageModel
 from models.prompt import USER, Prompt, Tokens, next_column
 
+__all__ = ["DEFAULT_TILE", "SlotEngine", "StepOut"]
+
 DEFAULT_TILE = 64  # prefill rows in a step: a multiple of four; larger delays live frames, smaller wastes weight reads
-
-
-class StepOut(NamedTuple):
-    """tokens [n, 9]: text and agent codes of the frames just heard; journal [n, 17]: the columns read.
-
-    ready: slots whose prompt is now in the cache; pending: slots still being prefilled.
-    next_columns [n, 17]: the columns begun, -2 where the next frame will tell.
-    first_rows [n] int32: the oldest frame whose column a rebuild needs, 0 before the first anchor.
-    """
-
-    tokens: npt.NDArray[np.int16]
-    journal: npt.NDArray[np.int16]
-    ready: tuple[int, ...]
-    pending: int
-    next_columns: npt.NDArray[np.int16]
-    first_rows: npt.NDArray[np.int32]
-
-
-class _Batch:
-    """The rows of one step, and what is drawn from them."""
-
-    def __init__(self) -> None:
-        self.rows: list[Tokens] = []
-        self.spans: list[Span] = []
-        self.emits: list[Emit] = []
-        self.overrides: list[Override] = []
-
-    def add(self, talk: Conversation, fill: Fill, count: int) -> int:
-        """Takes the next `count` columns of a ring; returns the last one's row."""
-        start, first = len(self.rows), fill.filled
-        self.spans.append(Span(start, count, fill.ring, first))
-        embeddings = talk.prompt.embeddings
-        if embeddings is not None and first < len(embeddings):
-            self.overrides.append(Override(start, embeddings[first : first + count]))
-        self.rows.extend(talk.columns(fill, count))
-        fill.filled += count
-        return len(self.rows) - 1
 
 
 class SlotEngine:
@@ -106,10 +71,9 @@ class SlotEngine:
             backends=chosen,
         )
         self._budget = budget
-        self._prefixes = prefixes if prefixes is not None else PrefixCache(0)
         self._open: dict[int, Conversation] = {}
         self._prefilling: list[int] = []  # in order of arrival
-        self._rings = list(range(rings))  # free ones
+        self._rings = Rings(self.cache, rings, prefixes if prefixes is not None else PrefixCache(0))
         self._pages: PageKeeper | None = None
         if self.cache.pool is not None and chosen.paged:
             policy = PressurePolicy(self.cache.blocks, chosen.kv_reserve_s)
@@ -157,7 +121,7 @@ class SlotEngine:
         talk.rebuildable = self._pages is not None
         if past is not None:
             talk.restore(past)
-        talk.fill = Fill(self._take_ring(prefer=slot), talk.fill.first_row)
+        talk.fill = Fill(self._rings.take(prefer=slot), talk.fill.first_row)
         self._open[slot] = talk
         if self._pages is not None and not self._pages.resumes(slot):
             self._pages.park(slot)
@@ -171,7 +135,7 @@ class SlotEngine:
             return
         for fill in (talk.fill, talk.upcoming):
             if fill is not None:
-                self._let_go(fill.ring)
+                self._rings.let_go(fill.ring)
         for waiting in (self._prefilling, [] if self._pages is None else self._pages.parked):
             if slot in waiting:
                 waiting.remove(slot)
@@ -210,11 +174,11 @@ class SlotEngine:
             while (due := self._pages.due()) is not None:
                 self._begin(due)
             self._pages.begin([talk.fill for talk in talks])
-        batch = _Batch()
+        batch = Batch()
         journal = [self._live_row(batch, talk, codes[i]) for i, talk in enumerate(talks)]
         self._anchor_rows(batch, slots, talks)
         finishing = self._prefill_rows(batch, len(talks))
-        drawn = _none(GENERATED)
+        drawn = nothing(GENERATED)
         if batch.rows:
             drawn = self.frame_step.run(np.stack(batch.rows), batch.spans, batch.emits, batch.overrides)
         frames = [self._answer(talk, drawn[i], codes[i]) for i, talk in enumerate(talks)]
@@ -223,34 +187,34 @@ class SlotEngine:
             took_ms = (self._budget.clock() - started) * 1e3
             self._budget.note(len(talks), len(batch.rows) - len(talks), took_ms)
         return StepOut(
-            tokens=_stack(frames, GENERATED),
-            journal=_stack(journal, STREAMS),
+            tokens=stacked(frames, GENERATED),
+            journal=stacked(journal, STREAMS),
             ready=tuple(finishing),
             pending=len(self._prefilling),
-            next_columns=_stack([talk.pending for talk in talks if talk.pending is not None], STREAMS),
+            next_columns=stacked([talk.pending for talk in talks if talk.pending is not None], STREAMS),
             first_rows=np.array([talk.fill.first_row for talk in talks], dtype=np.int32),
         )
 
     # ---- a step's rows -------------------------------------------------------------------------------------
 
-    def _live_row(self, batch: _Batch, talk: Conversation, codes: npt.NDArray[np.int16]) -> Tokens:
+    def _live_row(self, batch: Batch, talk: Conversation, codes: npt.NDArray[np.int16]) -> Tokens:
         assert talk.pending is not None  # or it would not be live
         column = next_column(self._model.config, talk.pending, codes, talk.pending[USER])
         talk.read(column)
         batch.emits.append(talk.emit_live(batch.add(talk, talk.fill, 1)))
         return column
 
-    def _anchor_rows(self, batch: _Batch, slots: Sequence[int], talks: Sequence[Conversation]) -> None:
+    def _anchor_rows(self, batch: Batch, slots: Sequence[int], talks: Sequence[Conversation]) -> None:
         """Begins rings for anchors that come near, and fills those begun at the pace that has them full in time."""
         near = [(talk.anchor - talk.frame, i) for i, talk in enumerate(talks) if talk.anchor is not None]
         left = self._tile
         for frames, i in sorted(near):
             talk, plan = talks[i], talks[i].plan
             assert plan is not None
-            spare = len(self._rings) > self.slots - len(self._open)  # a slot may yet be opened for each of the others
+            spare = self._rings.free > self.slots - len(self._open)  # a slot may yet be opened for each of the others
             begins = talk.upcoming is None and frames <= plan.lead and spare
             if begins and (self._pages is None or self._pages.prepares(slots[i])):
-                talk.upcoming = self._new_fill(talk, talk.frame + frames - plan.keep)
+                talk.upcoming = self._rings.begin(talk, talk.frame + frames - plan.keep)
             if talk.upcoming is not None and left > 0:
                 to_do = talk.prompt.frames + plan.keep - talk.upcoming.filled
                 pace = -(-to_do // (frames + 1) // 4) * 4 + 4  # this step included; in fours, as rows are padded
@@ -261,7 +225,7 @@ class SlotEngine:
                     batch.add(talk, talk.upcoming, count)
                     left -= count
 
-    def _prefill_rows(self, batch: _Batch, live: int) -> list[int]:
+    def _prefill_rows(self, batch: Batch, live: int) -> list[int]:
         """Adds waiting prompts' and journals' columns, as many as the budget has; returns the slots that finish."""
         if not self._prefilling:
             return []
@@ -306,8 +270,7 @@ class SlotEngine:
             if talk.pending is None:
                 talk.draw(self._model.config, next(rows), talk.user_before if talk.frame else None)
             talk.live = True
-            if talk.fill.filled <= self.cache.capacity:  # else the ring has lost the prompt's beginning
-                self._prefixes.keep(self.cache, talk.fill.ring, talk.prompt, talk.owners)
+            self._rings.keep_prompt(talk)
 
     def _switch(self, talk: Conversation) -> None:
         """Puts a conversation onto the ring of its anchor, which is due with the frame that comes now.
@@ -318,56 +281,29 @@ class SlotEngine:
         assert talk.plan is not None
         anchor, upcoming = talk.anchor, talk.upcoming
         assert anchor is not None
-        self._let_go(talk.fill.ring)
+        self._rings.let_go(talk.fill.ring)
         if upcoming is None:
-            upcoming = self._new_fill(talk, anchor - talk.plan.keep, prefer=talk.fill.ring)
+            upcoming = self._rings.begin(talk, anchor - talk.plan.keep, prefer=talk.fill.ring)
         self.anchors_done += 1
         self.anchors_late += talk.missing(upcoming) > 0
         while (missing := talk.missing(upcoming)) > 0:
-            rows = _Batch()
+            rows = Batch()
             rows.add(talk, upcoming, min(missing, self._tile))
             self.frame_step.run(np.stack(rows.rows), rows.spans, [], rows.overrides)
         talk.fill, talk.upcoming = upcoming, None
 
-    def _new_fill(self, talk: Conversation, first_row: int, prefer: int = -1) -> Fill:
-        """Takes a free ring, with as much of the prompt in it as is known."""
-        ring = self._take_ring(prefer)
-        return Fill(ring, first_row, self._prefixes.restore(self.cache, ring, talk.prompt, talk.owners))
-
-    def _take_ring(self, prefer: int = -1) -> int:
-        ring = prefer if prefer in self._rings else self._rings[-1]
-        self._rings.remove(ring)
-        return ring
-
-    def _let_go(self, ring: int) -> None:
-        self.cache.release(ring)
-        self._rings.append(ring)
-
     def _begin(self, slot: int) -> None:
         """Has a conversation's ring filled by the steps to come; what is known of its prompt is there at once."""
         talk = self._open[slot]
-        talk.fill.filled = self._prefixes.restore(self.cache, talk.fill.ring, talk.prompt, talk.owners)
+        self._rings.restore_prompt(talk, talk.fill)
         self._prefilling.append(slot)
 
     def _take_rings_of(self, slot: int) -> None:
         """Leaves a conversation its ring's number and nothing in it."""
         talk = self._open[slot]
         if talk.upcoming is not None:
-            self._let_go(talk.upcoming.ring)
+            self._rings.let_go(talk.upcoming.ring)
         self.cache.release(talk.fill.ring)
         talk.park()
         if slot in self._prefilling:
             self._prefilling.remove(slot)
-
-
-def spare_rings(slots: int, anchors: AnchorPolicy | None) -> int:
-    """Rings beside the slots' own, for anchors being prepared."""
-    return 0 if anchors is None else 1 + slots // 16
-
-
-def _none(width: int) -> npt.NDArray[np.int16]:
-    return np.zeros((0, width), dtype=np.int16)
-
-
-def _stack(rows: Sequence[Tokens], width: int) -> npt.NDArray[np.int16]:
-    return np.stack(rows) if rows else _none(width)

@@ -106,6 +106,7 @@ def _stage(plan: Plan, threads: int) -> StageConfig:
         linear=settings.linear_backend,
         kv_dtype=settings.kv_dtype,
         kv_overcommit=settings.kv_overcommit,
+        kv_reserve_s=settings.kv_reserve_s,
     )
 
 

@@ -37,6 +37,9 @@ class ServeSettings(BaseSettings):
     kv_overcommit: float = Field(
         1.0, ge=1, le=4, description="contexts promised for each there is memory for; above 1 calls move under pressure"
     )
+    kv_reserve_s: float = Field(
+        30.0, ge=1, le=300, description="with pages: how long every call must be able to go on when another is let in"
+    )
     threads_per_actor: int = Field(1, ge=1, le=64, description="torch threads of the engine actor, on CPU")
     codec_threads: int = Field(1, ge=1, le=64, description="torch threads of each codec actor, on CPU")
     role_max_chars: int = Field(4000, ge=1, description="longest role (text prompt), in characters")

@@ -10,9 +10,11 @@ import torch
 
 from actors.stage_build import build_engine
 from actors.stage_config import StageConfig
+from graphs.kv_pressure import RESERVE_S
 from graphs.sampling import HAS_NUMBA
 from graphs.stages import FrameKey, SessionSpec, StageBatch, Verdict, empty_batch
 from models.checkpoint import load_checkpoint
+from serving.settings import ServeSettings
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +57,17 @@ def test_what_cannot_be_served_is_refused_before_anything_is_open() -> None:
         build_engine(StageConfig(slots=1, kv_dtype="fp8"))
     with pytest.raises(ValueError, match="no linear backend 'fast'"):
         build_engine(StageConfig(slots=1, linear="fast"))
+
+
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs the compiled step: install numba")
+def test_how_long_calls_must_be_able_to_go_on_is_the_operators() -> None:
+    assert StageConfig().kv_reserve_s == RESERVE_S == ServeSettings().kv_reserve_s
+    voice = load_checkpoint("demo", parts=frozenset()).voices.names()[0]
+    for reserve_s in (4.0, 20.0):
+        stage, _ = build_engine(StageConfig(slots=3, kv_overcommit=1.5, kv_reserve_s=reserve_s))
+        stage.open("a", 1, 1, SessionSpec(voice, "", 3))
+        replies = [stage.step(empty_batch(8))]
+        while not replies[-1].ready:
+            replies.append(stage.step(empty_batch(8)))
+        left = {reply.memory.seconds_left for reply in replies if reply.memory is not None}
+        assert left == {reserve_s}  # there is room: it looks no further ahead

@@ -224,7 +224,7 @@ def test_without_a_mover_the_youngest_waits_and_everybody_goes_on() -> None:
     for slot in range(4):
         assert np.array_equal(np.stack(callers.heard[slot]), expected[slot]), slot
     assert pool.free == pool.pages
-    assert sorted(engine._rings) == list(range(5))
+    assert sorted(engine._rings._free) == list(range(5))
 
 
 def test_a_conversation_with_a_past_is_never_refused() -> None:

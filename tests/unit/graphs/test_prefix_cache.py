@@ -118,7 +118,7 @@ def test_the_oldest_go_first_and_the_limit_holds() -> None:
     assert len(cache) == 2
     nothing = SlotEngine(golden_lm(), 1, prefixes=PrefixCache(0))
     opened(nothing, 0, prompt_of(5), ALICE)
-    assert len(nothing._prefixes) == 0
+    assert len(nothing._rings._prefixes) == 0
 
 
 def test_a_snapshot_holds_the_used_part_alone() -> None:

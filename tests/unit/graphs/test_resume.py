@@ -158,7 +158,7 @@ def test_anchors_do_not_depend_on_company_or_spares() -> None:
         assert crowd.anchors_late > 0 or spares > 0
         for slot in range(4):
             crowd.close(slot)
-        assert sorted(crowd._rings) == list(range(4 + spares))
+        assert sorted(crowd._rings._free) == list(range(4 + spares))
 
 
 def small_context() -> LanguageModel:
