@@ -92,6 +92,7 @@ class Call:
             serial=request.serial,
         )
         self.sink, self.orphaned_s = sink, None
+        self.caught_up, self.last_in_s = False, None  # what was said meanwhile comes in a burst
 
     def orphaned(self, now_s: float) -> None:
         """Its trunk is lost; it waits to be resumed."""

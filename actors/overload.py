@@ -55,6 +55,7 @@ class Overload:
         self._run: deque[float] = deque(maxlen=500)  # ms of the frames since the number of conversations has changed
         self._count = 0
         self._medians: dict[int, float] = {}  # conversations → ms, when there were last so many
+        self._owed_s: deque[float] = deque()  # when conversations were lost whose callers are to be let in again
 
     def observe(self, now_s: float, conversations: int, frame_ms: float) -> None:
         """A frame took so long while so many conversations were live."""
@@ -65,6 +66,16 @@ class Overload:
             self._run.clear()
             self._count = conversations
         self._run.append(frame_ms)
+
+    def owe(self, now_s: float) -> None:
+        """A conversation ended, by no doing of its client's: who dials again within the window is nobody more, and is
+        let in whatever the frames say."""
+        self._owed_s.append(now_s)
+
+    def came(self) -> None:
+        """Somebody new was let in."""
+        if self._owed_s:
+            self._owed_s.popleft()
 
     def p99_ms(self, now_s: float) -> float | None:
         """Of the window; None with too few frames to say."""
@@ -78,6 +89,11 @@ class Overload:
 
     def room(self, now_s: float, conversations: int, free: int) -> int:
         """How many of `free` slots may be given away while `conversations` are here, those not live yet included."""
+        while self._owed_s and self._owed_s[0] < now_s - self.settings.window_s:
+            self._owed_s.popleft()
+        return max(self._bearable(now_s, conversations, free), min(free, len(self._owed_s)))
+
+    def _bearable(self, now_s: float, conversations: int, free: int) -> int:
         settings, outlook = self.settings, self._outlook(now_s)
         if outlook is None:  # nobody has talked of late: the slots are what the operator promises
             self.closed = False

@@ -154,6 +154,7 @@ class Replica:
         if journal is None:
             journal = Journal(request.session, request.spec, self._settings.receptive_s)
         call = self._calls.enter(request, sink, journal, exact=exact)
+        self._overload.came()
         try:
             await self._calls.opened(call)
         except asyncio.CancelledError:
@@ -201,6 +202,7 @@ class Replica:
             self._calls.on_change()
         else:
             log.info("session %s epoch %d closed: its ingress is lost", session, epoch)
+            self._overload.owe(self._clock.now())
             self._calls.end(call, None)
 
     def revoke(self, session: str, epoch: int, reason: str) -> None:

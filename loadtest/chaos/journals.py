@@ -70,6 +70,14 @@ class AdminClient:
         assert isinstance(found, list), answer
         return found
 
+    async def rooms(self) -> str:
+        """What each replica holds and would still take, in words; never raises."""
+        try:
+            found = await self.replicas()
+        except httpx.HTTPError as error:
+            return f"nobody says what is free: {type(error).__name__}"
+        return ", ".join(f"{each['busy']}+{each['arriving']} held, {each['free']} free" for each in found)
+
     async def conversations(self) -> dict[str, Any]:
         """Those that one of the ingresses carries, whichever answers, and its name, node and process."""
         return await self._get("/admin/conversations", {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,10 @@ class PlainCaller:
         speech: Samples,
         role: str = "",
         clock: Callable[[], float] = time.monotonic,
+        rooms: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
+        """`rooms`: what the system says of its slots, asked for and noted with every refusal."""
+        self._rooms = rooms
         self.redials: list[Redial] = []
         self.up = asyncio.Event()  # it is talking now
         self.failure: str | None = None  # it was never answered at all
@@ -76,7 +79,8 @@ class PlainCaller:
                 if not self.redials:
                     self.failure = str(error)
                     return
-                self.redials[-1].refusals.append(str(error))
+                told = "" if self._rooms is None else f" ({await self._rooms()})"
+                self.redials[-1].refusals.append(f"{error}{told}")
                 await asyncio.sleep(_AGAIN_S)
             except Lost as error:
                 self.up.clear()

@@ -171,7 +171,8 @@ async def _talking(system: System, order: Order, *, plain: bool = False) -> Asyn
             if all(caller.log.ready_s is not None or caller.over.is_set() for caller in callers):
                 break
             await asyncio.sleep(_RAMP_S)
-        others = [PlainCaller(system.url, FIRST_SEED - 1, CALLERS[0].speech(), ROLE) for _ in range(plain)]
+        speech = CALLERS[0].speech()
+        others = [PlainCaller(system.url, FIRST_SEED - 1, speech, ROLE, rooms=admin.rooms) for _ in range(plain)]
         for other in others:
             tasks.append(asyncio.create_task(other.hold()))
             async with asyncio.timeout(_READY_S):

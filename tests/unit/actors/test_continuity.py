@@ -105,6 +105,47 @@ async def test_frames_that_are_caught_up_with_say_nothing_about_how_busy_it_is_h
         assert getattr(bench.replica._calls.get("b"), "caught_up", False)
 
 
+async def test_what_was_said_before_a_resume_says_nothing_about_how_busy_it_is_here() -> None:
+    async with Bench() as bench:
+        sink = await resumable(bench)
+        await bench.talk("a", range(4))
+        call = bench.replica._calls.get("a")
+        assert call is not None
+        assert call.caught_up
+        bench.replica.leave("a", 1, sink)
+        await bench.clock.advance(2.0)
+        back = Sink()
+        await bench.replica.open(resuming("a", 2), back)
+        for frame in range(4, 24):
+            bench.replica.offer(frame_in("a", frame, 2))
+            assert not call.caught_up
+        await settle(1000)
+        await bench.clock.advance(0.08)
+        bench.replica.offer(frame_in("a", 24, 2))
+        assert call.caught_up
+        await settle()
+        assert len(back.frames) == 21
+
+
+async def test_a_client_without_a_token_that_lost_its_ingress_is_let_in_again_where_it_was() -> None:
+    async with Bench() as bench:
+        sinks = {session: await bench.open(session) for session in "abc"}
+        await settle()
+        for frame in range(60):
+            for session in sinks:
+                bench.replica.offer(frame_in(session, frame))
+            await bench.clock.advance(0.1)  # longer than a frame may take
+            await settle(200)
+        assert bench.replica.room == 0
+        await bench.replica.close("a", 1, "it hung up")
+        assert bench.replica.room == 0
+        bench.replica.leave("b", 1, sinks["b"])
+        await settle()
+        assert bench.replica.room == 1
+        await bench.open("again")
+        assert bench.replica.room == 0
+
+
 async def test_a_neighbour_talks_on_while_another_is_rebuilt() -> None:
     journal, before = await held(40)
     async with Bench(settings=ReplicaSettings(window_s=0.0, rebuild_live_s=0.0)) as bench:

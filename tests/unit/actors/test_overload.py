@@ -85,6 +85,33 @@ def test_late_frames_close_it_at_once_and_it_does_not_flap() -> None:
     assert machine.room(8) > 0
 
 
+def test_who_lost_its_line_to_a_death_of_ours_finds_its_place_open_once_and_for_a_while() -> None:
+    machine = Machine(70.0, 2.0)
+    machine.talk(8, 12.0)
+    policy = machine.policy
+    assert machine.room(8) == 0
+    for _ in range(2):
+        policy.owe(machine.now_s)
+    assert machine.room(6) == 2
+    assert machine.room(6, free=1) == 1
+    policy.came()
+    assert machine.room(7) == 1
+    machine.talk(7, 9.0)
+    assert machine.room(7) == 1
+    machine.talk(7, 2.0)
+    assert machine.room(7) == 0, "it does not come back any more"
+    policy.came()  # somebody who was owed nothing
+    assert machine.room(8) == 0
+
+
+def test_what_is_owed_is_not_on_top_of_room() -> None:
+    machine = Machine(10.0, 2.0)
+    machine.talk(8, 12.0)
+    room = machine.room(8)
+    machine.policy.owe(machine.now_s)
+    assert machine.room(8) == room > 1
+
+
 def test_without_evidence_slots_are_the_limit() -> None:
     policy = Overload()
     assert policy.room(0.0, 0, 7) == 7

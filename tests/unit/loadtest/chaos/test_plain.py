@@ -36,9 +36,14 @@ class Server:
                 connection.transport.abort()
 
 
+async def full() -> str:
+    return "4+0 held, 0 free"
+
+
 async def calling(server: Server, until_s: float) -> PlainCaller:
     async with serve(server.handle, "127.0.0.1", 0, compression=None) as listening:
-        caller = PlainCaller(f"http://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}", 7, SPEECH, "role")
+        url = f"http://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}"
+        caller = PlainCaller(url, 7, SPEECH, "role", rooms=full)
         holding = asyncio.create_task(caller.hold())
         await asyncio.sleep(until_s)
         holding.cancel()
@@ -52,7 +57,7 @@ async def test_it_dials_again_at_once_and_says_how_it_was_taken() -> None:
     assert server.queries == [{"seed": ["7"], "text_prompt": ["role"]}] * 3
     assert server.heard[2] > 0
     (redial,) = caller.redials
-    assert redial.refusals == ["There is no room."]
+    assert redial.refusals == ["There is no room. (4+0 held, 0 free)"]
     assert redial.seconds is not None
     assert 0.1 <= redial.seconds < 0.6
     assert caller.up.is_set()
