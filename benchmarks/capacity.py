@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.frame import KV_BACKENDS
+from benchmarks.frame import backends_of, choices
 from benchmarks.setting import Setting, device_name, options, random_lm, random_mimi, setting
-from graphs.backends import default_dtype, make_cache
+from graphs.backends import Backends, default_dtype, make_cache
 from graphs.codec import DecoderLane, EncoderLane
 from graphs.frame_step import GENERATED, Emit, FrameStep
 from graphs.kv_cache import Span
@@ -65,7 +65,7 @@ class CapacityBench:
         dtype: torch.dtype,
         frames: int,
         *,
-        backend: str = "auto",
+        backend: str | Backends = "auto",
         runner: str = "auto",
         overlap: bool = False,
     ) -> None:
@@ -100,7 +100,8 @@ class CapacityBench:
         model, device = self._model, self._device
         cache = make_cache(model.config, slots, DEFAULT_TILE, device=device, dtype=model.dtype, backend=self.backend)
         fixed = (slots + DEFAULT_TILE, slots) if device.type == "cuda" else (0, 0)
-        step = FrameStep(model, cache, fixed_rows=fixed[0], fixed_emits=fixed[1])
+        chosen = Backends(step=self.backend) if isinstance(self.backend, str) else self.backend
+        step = FrameStep(model, cache, fixed_rows=fixed[0], fixed_emits=fixed[1], backends=chosen)
         encoder = EncoderLane(self._codec, slots, runner=self._runner)
         decoder = DecoderLane(self._codec, slots, runner=self._runner)
         dice = np.random.default_rng(0)
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=300, help="frames measured for each number of conversations")
     parser.add_argument("--limit", type=int, default=128, help="never try more conversations than this")
     parser.add_argument("--first", type=int, default=1, help="begin with so many")
-    parser.add_argument("--kv", choices=KV_BACKENDS, default="model", help="keys and values as computed, or in fp8")
+    choices(parser)
     parser.add_argument("--overlap", action="store_true", help="encode, step and decode at once (on CUDA: streams)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture here")
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen,
         default_dtype(chosen.device),
         arguments.frames,
-        backend=KV_BACKENDS[arguments.kv],
+        backend=backends_of(arguments.kv, arguments.linear),
         overlap=arguments.overlap,
     )
 

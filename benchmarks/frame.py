@@ -10,6 +10,7 @@ Torch alone: no Ray, no checkpoint; weights are random, since time does not depe
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -24,7 +25,7 @@ import torch
 from benchmarks.frame_plot import plot
 from benchmarks.setting import device_name, options, random_lm, random_mimi, setting
 from benchmarks.timing import copy_bandwidth, median_ms
-from graphs.backends import default_dtype, make_cache
+from graphs.backends import Backends, default_dtype, make_cache
 from graphs.codec import DecoderLane, EncoderLane
 from graphs.frame_step import GENERATED, Emit, FrameStep
 from graphs.kv_cache import KVCache, Span
@@ -35,6 +36,18 @@ from models.lm import LanguageModel
 from models.mimi import Mimi
 
 KV_BACKENDS = {"model": "auto", "fp8": "static-fp8"}
+LINEARS = ("ours", "int8")  # of graphs.backends.LINEARS those that are ours
+
+
+def backends_of(kv: str, linear: str) -> Backends:
+    """What --kv and --linear of a command line mean."""
+    return Backends(step=KV_BACKENDS[kv], linear=linear)
+
+
+def choices(parser: argparse.ArgumentParser) -> None:
+    """Adds --kv and --linear."""
+    parser.add_argument("--kv", choices=KV_BACKENDS, default="model", help="keys and values as computed, or in fp8")
+    parser.add_argument("--linear", choices=LINEARS, default="ours", help="weights as loaded, or in int8 (on a CPU)")
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class FrameRow:
     dtype: str
     threads: int
     kv: str = ""  # the dtype of keys and values
+    linear: str = "ours"  # see graphs.backends
     prefill_ms: float = 0.0  # the step of all but one slot beside a whole tile of the last one's prompt
 
     @property
@@ -73,13 +87,19 @@ class FrameRow:
         return {**dataclasses.asdict(self), "frame_ms": round(self.frame_ms, 3), "ratio": round(self.ratio, 2)}
 
 
-def step_bytes(model: LanguageModel, slots: int, context_frames: int, key_bytes: float | None = None) -> int:
+def step_bytes(
+    model: LanguageModel,
+    slots: int,
+    context_frames: int,
+    key_bytes: float | None = None,
+    weight_bytes: int | None = None,
+) -> int:
     """What a step cannot avoid to read: every weight but the tables it looks single rows up in, and the keys seen.
 
-    key_bytes: of each stored number, its share of a scale included; the model's own if not given.
+    key_bytes, weight_bytes: of each stored number, a key's share of its scale included; None: the model's own.
     """
     weights = sum(
-        parameter.numel() * parameter.element_size()
+        parameter.numel() * (weight_bytes or parameter.element_size())
         for name, parameter in model.named_parameters()
         if "emb" not in name.split(".")[0]
     )
@@ -134,7 +154,7 @@ class FrameBench:
         self._codec = random_mimi(mimi, device)
 
     def measure(
-        self, slots: int, contexts: Sequence[int], backend: str = "auto", runner: str = "auto"
+        self, slots: int, contexts: Sequence[int], backend: str | Backends = "auto", runner: str = "auto"
     ) -> Iterator[FrameRow]:
         """A row for each of `contexts` as it is measured. Full contexts are reserved, as in service.
 
@@ -145,11 +165,11 @@ class FrameBench:
         encode_ms, decode_ms = measure_codec(self._codec, slots, self.device, runner)
         cache = make_cache(model.config, slots, DEFAULT_TILE, device=self.device, dtype=dtype, backend=backend)
         fixed = self.device.type == "cuda"
-        step = FrameStep(
-            model, cache, fixed_rows=slots + DEFAULT_TILE if fixed else 0, fixed_emits=slots if fixed else 0
-        )
+        chosen = Backends(step=backend) if isinstance(backend, str) else backend
+        rows, emits = (slots + DEFAULT_TILE, slots) if fixed else (0, 0)
+        step = FrameStep(model, cache, fixed_rows=rows, fixed_emits=emits, backends=chosen)
         for context in contexts:
-            needed = step_bytes(model, slots, context, key_bytes(cache))
+            needed = step_bytes(model, slots, context, key_bytes(cache), 1 if chosen.linear == "int8" else None)
             yield FrameRow(
                 slots=slots,
                 context_frames=context,
@@ -164,6 +184,7 @@ class FrameBench:
                 dtype=str(dtype).removeprefix("torch."),
                 threads=torch.get_num_threads(),
                 kv=str(cache.keys.dtype).removeprefix("torch."),
+                linear=chosen.linear,
             )
 
 
@@ -187,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--context", type=int, nargs="+", help="frames held already; default: 10, 50, 100 %% of the window"
     )
-    parser.add_argument("--kv", choices=KV_BACKENDS, default="model", help="keys and values as computed, or in fp8")
+    choices(parser)
     parser.add_argument("--json", action="store_true", help="rows as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture here")
     arguments = parser.parse_args(argv)
@@ -195,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = FrameBench(chosen.lm, chosen.mimi, chosen.device, default_dtype(chosen.device))
     rows: list[FrameRow] = []
     for slots in arguments.slots:
-        for row in bench.measure(slots, arguments.context or default_contexts(chosen.lm), KV_BACKENDS[arguments.kv]):
+        contexts = arguments.context or default_contexts(chosen.lm)
+        for row in bench.measure(slots, contexts, backends_of(arguments.kv, arguments.linear)):
             rows.append(row)
             if not arguments.json:
                 print(line(row), flush=True)

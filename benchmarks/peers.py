@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.frame import LINEARS
 from benchmarks.peer_steps import Step, moshi_step, omni_step
 from benchmarks.setting import device_name, options, random_lm, setting
-from graphs.backends import default_dtype
+from graphs.backends import Backends, default_dtype
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
 from models.config import AUDIO_CODEBOOKS, LMConfig
@@ -55,9 +56,11 @@ def set_up() -> None:
     subprocess.run([*pip, "--no-deps", *peers], check=True)
 
 
-def our_engine(config: LMConfig, slots: int, dtype: torch.dtype, device: torch.device) -> SlotEngine:
+def our_engine(
+    config: LMConfig, slots: int, dtype: torch.dtype, device: torch.device, linear: str = "ours"
+) -> SlotEngine:
     """An engine whose every slot is live with an empty context."""
-    engine = SlotEngine(random_lm(config, device, dtype), slots)
+    engine = SlotEngine(random_lm(config, device, dtype), slots, backend=Backends(linear=linear))
     column = np.zeros((1, 17), dtype=np.int16)
     prompt = Prompt(column, np.full(17, -2, dtype=np.int16), None, "")
     nobody = np.zeros((0, AUDIO_CODEBOOKS), dtype=np.int16)
@@ -145,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", type=int, nargs="+", help="frames held; default: a quarter of the window, and all")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of our weights and KV; default: as served")
     parser.add_argument(
+        "--linear", choices=LINEARS, default="ours", help="our weights as loaded, or in int8 (on a CPU)"
+    )
+    parser.add_argument(
         "--peer-dtype",
         choices=("float32", "bfloat16"),
         help="of the peers' weights and KV; default: float32 on a CPU, which is faster for them, bfloat16 on CUDA",
@@ -167,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[PeerRow] = []
     with torch.inference_mode():
         for slots in arguments.slots:
-            ours = our_step(our_engine(config, slots, dtype, device))
+            ours = our_step(our_engine(config, slots, dtype, device, arguments.linear))
             peers = {name: makers[name](slots) for name in arguments.peers}
             for row in compare(config, slots, contexts, peers, ours, device):
                 rows.append(row)
