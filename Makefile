@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo serve test test-full lint format gpu vllm clean
+.PHONY: help setup demo serve test test-full lint format gpu kernels vllm clean
 
 help: ## list the commands
 	@printf 'usage: make COMMAND\n\n'
@@ -35,8 +35,9 @@ serve: $(STAMP) ## start the system and leave it running on http://localhost:899
 test: $(STAMP) $(LIVEKIT) ## pass every test (12 minutes at most on two cores)
 	@$(BIN)/python -m pytest -m "not full and not gpu"
 
-test-full: $(STAMP) $(LIVEKIT) ## the same and what takes longer (75 minutes at most)
-	@$(BIN)/python -m pytest -m "not gpu"
+test-full: $(STAMP) $(LIVEKIT) ## the same and what takes longer, Triton's kernels included (80 minutes at most)
+	@sh tests/triton/setup.sh || printf 'Triton could not be installed; its tests are skipped\n' >&2
+	@PYTHONPATH=.venv-triton $(BIN)/python -m pytest -m "not gpu"
 
 lint: $(STAMP) ## ruff, mypy (strict), import-linter
 	@$(BIN)/ruff check .
@@ -50,6 +51,11 @@ format: $(STAMP) ## let ruff put the code in order
 
 gpu: ## on a CUDA machine with torch, without Ray or network: GPU tests and benchmarks, out/gpu.json
 	@PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu --out out
+
+kernels: $(STAMP) ## with Triton (200 MB): the GPU's kernels in its interpreter, and compiled for an H100 (4 minutes)
+	@sh tests/triton/setup.sh
+	@PYTHONPATH=.venv-triton $(BIN)/python -m pytest -rs tests/unit/graphs/test_triton_kernels.py
+	@PYTHONPATH=.venv-triton:. $(BIN)/python -m benchmarks.kernels
 
 vllm: ## with vLLM's CPU kernels (.venv-vllm, 3.5 GB): the tests that need them, and what they bring
 	@sh tests/vllm/setup.sh

@@ -22,7 +22,9 @@ CUDA = torch.cuda.is_available()
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels' modules load
 if importlib.util.find_spec("triton") is None:
-    pytest.skip("the package triton is not installed (extra `cuda`)", allow_module_level=True)
+    pytest.skip(
+        "the package triton is not installed (`make kernels` does, or the extra `cuda`)", allow_module_level=True
+    )
 
 from graphs import linear_triton
 from graphs.cuda_step import StaticStep
