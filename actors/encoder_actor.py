@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from actors.gently import gently
+from actors.promptly import promptly
 from actors.stage_config import StageConfig, StageDescription
 from actors.stage_link import StageServer
 from graphs.stages import CodecPast, RebuildReply, StageBatch, StageReply
@@ -40,6 +41,7 @@ class EncoderShell:
     @ray.method
     def serve(self) -> None:
         """Answers whoever has connected until it has gone; no other call of this actor is answered meanwhile."""
+        promptly()
         self._server.serve()
 
     @ray.method

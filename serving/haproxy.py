@@ -16,6 +16,7 @@ import socket
 import sys
 from pathlib import Path
 
+from actors.promptly import NICENESS
 from serving.guard import SEND_BUFFER_BYTES
 
 WRAPPER = """#!/bin/sh
@@ -32,6 +33,7 @@ sed -i \\
   -e '/^ *log .* local0 info$/d' \\
   -e '/^global/ a \\    tune.sndbuf.client {buffer_bytes}\\n    tune.rcvbuf.server {buffer_bytes}' \\
   "$configuration"
+if [ "$(nice -n {niceness} nice 2>/dev/null)" = {niceness} ]; then exec nice -n {niceness} {binary} "$@"; fi
 exec {binary} "$@"
 """
 
@@ -53,7 +55,7 @@ def haproxy_environment(folder: Path, binary: Path) -> dict[str, str]:
     The folder keeps two servers on one machine apart: Ray's default paths are the same for all.
     """
     wrapper = folder / "haproxy"
-    wrapper.write_text(WRAPPER.format(binary=binary, buffer_bytes=SEND_BUFFER_BYTES))
+    wrapper.write_text(WRAPPER.format(binary=binary, buffer_bytes=SEND_BUFFER_BYTES, niceness=NICENESS))
     wrapper.chmod(0o700)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

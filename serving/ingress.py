@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from actors.journal import FRAMES_PER_S
+from actors.promptly import promptly
 from serving.admin import admin_routes
 from serving.api import IngressParts, build_api
 from serving.ingress_chat import ChatEndpoint, ServedModel
@@ -50,6 +51,7 @@ class Ingress:
         chat = ChatEndpoint(self._hub, tenants, settings, model, Tickets(plan.trunk.secret))
         admin = admin_routes(self._hub, self._router, self._trunks, tenants)
         self._parts = IngressParts(catalog, tenants, chat, self._router.status, admin)
+        promptly()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._parts, self._close)

@@ -9,6 +9,7 @@ from ray import serve
 
 from actors.interfaces import ReplicaSettings
 from actors.journal import FRAMES_PER_S
+from actors.promptly import promptly
 from actors.replica import Replica
 from actors.stage_config import StageConfig
 from actors.stages_actor import ActorOptions, StageActors
@@ -67,6 +68,7 @@ class PersonaPlexReplica:
         self._host = ReplicaHost(replica, RouterClient(plan.router), config, self._repaired)
         self._replica = replica
         await self._host.start()
+        promptly()
 
     async def _repaired(self, failed: str | None) -> Stages:
         """Three stages that work: a few seconds, where Serve's replacement loads everything anew."""

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError
 
 from actors.errors import ServingError
 from actors.messages import ReplicaReport
+from actors.promptly import promptly
 from serving.logs import log_from
 from serving.router import SessionRouter
 from serving.routing import (
@@ -55,6 +56,7 @@ class RouterShell:
         log_from(config.log_level)
         self._router = SessionRouter(config, incarnation=uuid4().hex[:8])
         self._ticking: asyncio.Task[None] | None = None
+        promptly()
 
     async def acquire(self, request: AcquireRequest) -> Grant | Refusal:
         return await self._or_refusal(self._router.acquire(complete(request)))

@@ -26,7 +26,7 @@ from loadtest.chaos.gaps import gaps
 from loadtest.chaos.journals import AdminClient, Seen, look_until, watch
 from loadtest.chaos.plain import PlainCaller
 from loadtest.chaos.plan import RECOVERY_S, STRIKES, gap_limit_s, kinds, spread, strike_times_s
-from loadtest.chaos.pulse import Pulse, longest_s
+from loadtest.chaos.pulse import Pulse, longest_s, wake_first
 from loadtest.chaos.strikes import Missed, Striker
 from loadtest.chaos.system import System, SystemBroken
 from loadtest.chaos.verdict import Verdict, struck_at
@@ -179,6 +179,7 @@ async def _talking(system: System, order: Order, *, plain: bool = False) -> Asyn
                 await other.up.wait()
         seen = [Seen() for _ in callers]
         sessions = {caller.log.session: each for caller, each in zip(callers, seen, strict=True)}
+        wake_first()
         pulse = Pulse()
         tasks += [asyncio.create_task(watch(admin, sessions)), asyncio.create_task(pulse.beat())]
         yield _Talk(callers, seen, others, admin, pulse)

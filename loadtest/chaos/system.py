@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from loadtest.chaos.plan import Windows
+from loadtest.chaos.pulse import begin_ordinary
 
 ACCELERATOR = "H100"  # only a name here: the engines compute on the CPU, and are placed as they would be with real ones
 _START_S = 180.0
@@ -153,6 +154,7 @@ class System:
             # Ctrl-C is ours; the cluster ends when we close its stdin. No session of its own: Linux would weigh it as a
             # group against us (autogroups), and we, who are to hear every frame, waited for seconds for a processor.
             process_group=0,
+            preexec_fn=begin_ordinary,
         )
         await self._answer()
         await self.deploy()
@@ -179,6 +181,7 @@ class System:
             env=self._environment,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            preexec_fn=begin_ordinary,
         )
         try:
             async with asyncio.timeout(_START_S):
