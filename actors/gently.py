@@ -11,9 +11,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# A tenth of the weight of a thread that carries frames, by Linux' table; on a machine with cores to spare it costs
-# nothing.
-NICENESS = 10
+# A third of the weight of a thread that carries frames, by Linux' table. Not less: until the newcomer is there, there
+# is no reserve. On a machine with cores to spare it costs nothing.
+NICENESS = 5
 
 
 def gently(work: Callable[[], T]) -> T:
