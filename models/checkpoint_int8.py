@@ -1,7 +1,7 @@
 """Weights stored as int8 with a scale per row: a quarter of fp32's file, widened to the serving dtype when loaded.
 
 A matrix `name` is then stored as I8 beside `name.row_scale`, F32 [rows]: entry [r, …] is worth int8 · row_scale[r].
-Serving never computes in int8; this is about the size of a folder that is shipped.
+Serving computes in fp32 or bf16 whatever is stored; the compiled step can read such weights (graphs.compiled.pack).
 """
 
 from __future__ import annotations

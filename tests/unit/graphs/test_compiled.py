@@ -137,3 +137,13 @@ def test_what_is_kept_on_disk_is_dropped_when_a_function_it_contains_changes(tmp
     assert changed != source.read_text()
     source.write_text(changed)
     assert elu_of_minus_one() > 0.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_checkpoint_that_ships_as_int8_is_served_in_the_same_integers(dtype: torch.dtype) -> None:
+    """Widened to the serving dtype when loaded, and quantised again when packed."""
+    shipped, scale = quantise_rows(torch.randn(2_000, 300, generator=torch.Generator().manual_seed(4)))
+    loaded = widen_rows(shipped, scale).to(dtype)
+    again, scale_again = quantise_rows(loaded)
+    assert torch.equal(again, shipped)
+    assert ((scale_again - scale).abs() <= scale * (1e-6 if dtype == torch.float32 else 2.0**-8)).all()
