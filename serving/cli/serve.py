@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -127,6 +128,8 @@ def catch_stop_signals() -> Callable[[], None]:
     stopping = (signal.SIGINT, signal.SIGTERM)
     for number in stopping:
         signal.signal(number, lambda *_: None)
+        # The interpreter, when it ends, puts the default in place of handlers of ours, but leaves what is ignored.
+        atexit.register(signal.signal, number, signal.SIG_IGN)
 
     def wait() -> None:
         while os.read(reading, 1)[0] not in stopping:
