@@ -41,7 +41,7 @@ BF16_BOUND = 0.011  # weights, activations and sums between kernels in bf16: 5.3
 BF16_READ_BOUND = 0.006  # weights and KV read as bf16, all arithmetic in fp32: 2.8e-3
 BF16_KV_BOUND = 1e-4  # keys and values alone: 4.4e-5
 FP8_KV_BOUND = 1.5e-3  # 6.5e-4
-INT8_BOUND = 0.012  # all weights: 6.4e-3; a checkpoint that ships as int8 loses nothing more
+INT8_BOUND = 0.012  # all weights: 6.4e-3
 
 
 @dataclass(frozen=True)
