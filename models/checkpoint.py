@@ -48,6 +48,7 @@ class Checkpoint:
 
     name: str
     trained: bool  # False: random weights, it cannot speak yet
+    notice: str  # what whoever meets this model is told of it: "" for a published one
     folder: Path
     lm_config: LMConfig
     mimi_config: MimiConfig
@@ -86,6 +87,7 @@ def load_checkpoint(
     return Checkpoint(
         name=files.name,
         trained=bool(files.config.get("trained", True)),
+        notice=str(files.config.get("notice", "")),
         folder=files.folder,
         lm_config=lm_config,
         mimi_config=mimi_config,

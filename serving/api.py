@@ -89,7 +89,8 @@ def _add_lists(api: FastAPI, parts: IngressParts) -> None:
         parts.tenants.authenticate(request.headers, request.query_params)
         name = parts.catalog.model
         owner = name.split("/")[0] if "/" in name else "personaplex-serving"  # a repository's owner, or ours
-        model = {"id": name, "object": "model", "owned_by": owner, "trained": parts.catalog.trained}
+        about = {"trained": parts.catalog.trained, "notice": parts.catalog.notice}
+        model = {"id": name, "object": "model", "owned_by": owner, **about}
         return page_of([model], after=None, limit=1)
 
     @api.get("/v1/voices")

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The one model that is served and its voices. `trained` false: random weights, it cannot speak yet."""
+    """The one model that is served and its voices. `trained` false: random weights, it cannot speak yet.
+
+    notice: what everybody who meets the model is told of it; "" for a published one.
+    """
 
     model: str
     trained: bool
     voices: tuple[str, ...]
     codec_frames: int = 1000  # of 80 ms, on which the codec's state depends; the published Mimi's are 998
+    notice: str = ""
 
     @property
     def default_voice(self) -> str:
@@ -33,4 +37,4 @@ class Catalog:
 
         loaded = load_checkpoint(checkpoint, parts=frozenset())
         voices = tuple(sorted(loaded.voices.names()))
-        return cls(loaded.name, loaded.trained, voices, loaded.mimi_config.receptive_frames)
+        return cls(loaded.name, loaded.trained, voices, loaded.mimi_config.receptive_frames, loaded.notice)

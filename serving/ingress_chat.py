@@ -41,6 +41,7 @@ class ServedModel:
     name: str
     trained: bool
     default_voice: str
+    notice: str = ""  # see serving.catalog.Catalog
 
 
 class ChatEndpoint:
@@ -137,6 +138,7 @@ class ChatEndpoint:
                 audio_top_k=spec.sampling.audio_top_k,
                 model=self._model.name,
                 trained=self._model.trained,
+                notice=self._model.notice,
                 audio_format=request.audio,
                 not_applied=request.not_applied,
                 resume=resume,

@@ -33,6 +33,7 @@ class OfflineAnswer:
     heard: Heard
     checkpoint: str
     trained: bool
+    notice: str
     voice: str
 
 
@@ -69,7 +70,7 @@ def answer_recording(
         raise _told(error) from error
     finally:
         ray.shutdown()
-    return OfflineAnswer(heard, catalog.model, catalog.trained, spec.voice)
+    return OfflineAnswer(heard, catalog.model, catalog.trained, catalog.notice, spec.voice)
 
 
 def _told(error: BaseException) -> ServingError | ValueError:

@@ -188,13 +188,13 @@ class ChatSite(Protocol):
 
 
 @asynccontextmanager
-async def served(server: ChatSite, *, trained: bool = False) -> AsyncIterator[str]:
+async def served(server: ChatSite, *, trained: bool = False, notice: str = "") -> AsyncIterator[str]:
     """The page, the two lists it asks for, and /api/chat, over real HTTP."""
     app = FastAPI()
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": "personaplex-demo", "trained": trained}]}
+        return {"object": "list", "data": [{"id": "personaplex-demo", "trained": trained, "notice": notice}]}
 
     @app.get("/v1/voices")
     async def voices() -> dict[str, Any]:

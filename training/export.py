@@ -27,6 +27,13 @@ from training.optim import without_moments
 from training.script import AGENT_VOICES, VOICE_NAMES
 from training.state import load_state
 
+# Shown by every page and command that shows this model.
+NOTICE = (
+    "This is a small demonstration model, not NVIDIA's PersonaPlex: the same architecture with a two-hundredth of its "
+    "weights, trained from scratch on a few hours of synthetic speech. It knows a café, a teacher and a friend, and "
+    "makes many mistakes."
+)
+
 
 def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[str, float]:
     """Writes the folder and loads it once to be sure. Returns its size and the steps it comes from.
@@ -55,6 +62,7 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[
         "format": FORMAT,
         "name": "personaplex-demo",
         "trained": True,
+        "notice": NOTICE,
         "lm": dataclasses.asdict(lm.CONFIG),
         "mimi": dataclasses.asdict(codec_model.CONFIG),
         "silence_codes": voices["silence"].tolist(),

@@ -68,6 +68,8 @@ def _heading(report: Report) -> str:
             '<p class="warn">This checkpoint has random weights: it cannot speak. The figures below are what an agent '
             "gets that babbles, and say nothing of a trained one.</p>"
         )
+    elif report.notice:
+        lines.append(f'<p class="warn">{escape(report.notice)}</p>')
     if report.not_held:
         lines.append(
             f'<p class="warn">{len(report.not_held)} conversations are missing; they are listed at the end, and the '

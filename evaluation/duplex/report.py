@@ -83,6 +83,12 @@ class Report:
         return None if said is None else bool(said)
 
     @property
+    def notice(self) -> str:
+        """What the model's server tells everybody of it."""
+        said = self.judged[0].recording.metadata.get("notice") if self.judged else self.server.get("notice")
+        return str(said or "")
+
+    @property
     def judges(self) -> Mapping[str, str]:
         """Who judged, by name; several where verdicts came together of judges whose figures are not comparable."""
         parts = sorted({part for entry in self.judged for part in entry.verdict.judges})

@@ -50,6 +50,7 @@ class Server:
     model: str
     trained: bool | None
     voices: tuple[str, ...]
+    notice: str = ""
 
 
 def open_run(out: Path, order: Order) -> None:
@@ -90,7 +91,8 @@ def meet_server(url: str, key: str | None, transport: httpx.BaseTransport | None
         voices.raise_for_status()
         model = models.json()["data"][0]
         names = tuple(str(voice["id"]) for voice in voices.json()["data"])
-        return Server(base, str(model["id"]), bool(model["trained"]) if "trained" in model else None, names)
+        trained = bool(model["trained"]) if "trained" in model else None
+        return Server(base, str(model["id"]), trained, names, str(model.get("notice", "")))
     except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
         raise EvaluationError(f"{url} does not answer as a server of ours would: {error}") from error
 

@@ -19,6 +19,14 @@ UNTRAINED = (
 )
 
 
+def introduce(trained: bool | None, notice: str, console: Console = err) -> None:
+    """Says of a model what everybody who meets it is to know. trained: None where a server says nothing of itself."""
+    if trained is False:
+        console.print(UNTRAINED, highlight=False, soft_wrap=True)
+    elif notice:
+        console.print(f"[yellow]{_plain(notice)}[/yellow]", highlight=False, soft_wrap=True)
+
+
 def fail(sentence: str, code: int = FAILED) -> NoReturn:
     """Ends the command with one clear sentence."""
     err.print(f"[bold red]error:[/bold red] {_plain(sentence)}", highlight=False, soft_wrap=True)

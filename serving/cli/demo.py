@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.cli.console import UNTRAINED, err, fail, note, out
+from serving.cli.console import err, fail, introduce, out
 from serving.cli.serve import running, settings_from
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def _hold_all(url: str, callers: Sequence[Caller]) -> list[Call]:
         fail(f"{url} does not answer as our server would: {error}")
     if not voices:
         fail("this checkpoint has no voices; add one with personaplex voices add")
-    if not all(model.get("trained", True) for model in models):
-        note(UNTRAINED)
+    for model in models:
+        introduce(model.get("trained"), str(model.get("notice", "")))
     calls = [
         Call(caller, caller.recording(), voices[i * len(voices) // len(callers)], FIRST_SEED + i)
         for i, caller in enumerate(callers)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.console import UNTRAINED, WRONG_USE, err, fail, note, out
+from serving.cli.console import WRONG_USE, err, fail, introduce, note, out
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -102,8 +102,7 @@ def _hold(folder: Path, url: str, sessions: int, key: str | None) -> None:
         return
     server = meet_server(url, key)
     enter_server(folder, server)
-    if server.trained is False:
-        note(UNTRAINED)
+    introduce(server.trained, server.notice)
     with _progress("{task.fields[shown]}") as progress:
         every = progress.add_task("conversations", total=len(folders), shown=f"0 of {len(folders)}")
         bars = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.cli.console import UNTRAINED, WRONG_USE, err, fail, out
+from serving.cli.console import WRONG_USE, err, fail, introduce, out
 
 if TYPE_CHECKING:
     from serving.settings import ServeSettings
@@ -110,7 +110,9 @@ def serve(
     with running(settings) as url:
         # After Ray's start, which installs handlers of its own.
         wait_for_stop = catch_stop_signals()
-        _say_where(url, loaded.name, loaded.trained, settings)
+        _say_where(url, loaded.name, settings)
+        introduce(loaded.trained, loaded.notice, out)
+        out.print("[dim]Ctrl-C stops it.[/dim]")
         wait_for_stop()
 
 
@@ -175,14 +177,11 @@ def _sentence(problem: Any) -> str:
     return f"--{where.replace('_', '-')}: {what}" if where else what
 
 
-def _say_where(url: str, name: str, trained: bool, settings: ServeSettings) -> None:
+def _say_where(url: str, name: str, settings: ServeSettings) -> None:
     out.print(f"[bold]Talk at {url}[/bold]", highlight=False)
     slots = "as many conversations as fit" if settings.slots == "auto" else f"{settings.slots} conversations at once"
     out.print(f"  {name}, {slots} on {settings.device}", highlight=False)
     out.print(f"  personaplex talk in.wav out.wav --server {url}", highlight=False)
-    if not trained:
-        out.print(UNTRAINED)
-    out.print("[dim]Ctrl-C stops it.[/dim]")
 
 
 def _print_settings() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.cli.console import UNTRAINED, WRONG_USE, err, fail, note
+from serving.cli.console import WRONG_USE, err, fail, introduce, note
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,8 +139,7 @@ def _over_server(
     except ValueError as error:
         fail(str(error), WRONG_USE)
     pieces = [{"start_s": round(piece.start_s, 3), "text": piece.text} for piece in held.text]
-    if held.metadata.get("trained") is False:
-        note(UNTRAINED)
+    introduce(held.metadata.get("trained"), str(held.metadata.get("notice", "")))
     chosen = replace(wish, voice=str(held.metadata.get("voice", wish.voice)))
     return held.agent, _words(chosen, server, pieces)
 
@@ -162,8 +161,7 @@ def _through_actors(
             answer = answer_recording(checkpoint, frames, spec, device=device, on_frame=advance)
     except (ServingError, CheckpointError, VoiceError, ValueError) as error:
         fail(str(error))
-    if not answer.trained:
-        note(UNTRAINED)
+    introduce(answer.trained, answer.notice)
     heard = answer.heard
     pieces = [
         {"start_s": round(frame * FRAME_S, 3), "text": piece} for frame, piece in enumerate(heard.pieces) if piece

@@ -223,6 +223,7 @@ def conversation_metadata(
     audio_top_k: int,
     model: str,
     trained: bool,
+    notice: str = "",
     audio_format: str,
     not_applied: Sequence[str],
     resume: Resumption | None = None,
@@ -253,6 +254,7 @@ def conversation_metadata(
         "voice": voice,
         "seed": str(seed),  # a string: JavaScript's numbers end at 2**53
         "trained": trained,
+        "notice": notice,
         "audio": audio_format,
         "not_applied": list(not_applied),
         **({} if resume is None else asdict(resume)),

@@ -47,6 +47,8 @@ async function loadOffer() {
     $("model").textContent = model.id;
     $("model").hidden = false;
     $("untrained").hidden = model.trained !== false;
+    $("notice").textContent = model.notice ?? "";
+    $("notice").hidden = !model.notice || model.trained === false;
     const chosen = $("voice").value;
     $("voice").replaceChildren(...voices.map(({ id }) => new Option(describeVoice(id), id)));
     if (voices.some(({ id }) => id === chosen)) $("voice").value = chosen;

@@ -110,6 +110,15 @@ async def test_the_page_says_when_the_model_cannot_speak(page: Page) -> None:
     async with served(EchoServer(), trained=True) as url:
         await ready(page, url)
         assert not await page.run("document.getElementById('untrained').checkVisibility()")
+        assert not await page.run("document.getElementById('notice').checkVisibility()")
+
+
+async def test_the_page_says_what_is_to_be_known_of_the_model(page: Page) -> None:
+    async with served(EchoServer(), trained=True, notice="A small one, <b>not</b> the published.") as url:
+        await ready(page, url)
+        assert await page.run("document.getElementById('notice').checkVisibility()")
+        assert await text(page, "notice") == "A small one, <b>not</b> the published."
+        assert not await page.run("document.getElementById('untrained').checkVisibility()")
 
 
 async def test_mute_sends_silence_and_keeps_the_clock(page: Page) -> None:
