@@ -118,6 +118,18 @@ class Site:
         for stage in self.stages[name]:
             stage.errors["step"] = RuntimeError("the actor died")
 
+    async def kill(self, name: str) -> None:
+        """Its process: nobody listens any more, and the router hears nothing."""
+        host = self.hosts[name]
+        for task in host._tasks[1:]:
+            task.cancel()
+        server = host._trunk._server
+        assert server is not None
+        for connection in list(server.connections):
+            connection.transport.abort()
+        server.close()
+        await self.replicas.pop(name).stop()
+
     def home_of(self, conversation: Conversation) -> str:
         home = conversation.residence.home
         assert home is not None
@@ -278,6 +290,36 @@ async def test_it_is_resumed_at_another_ingress_after_the_first_has_died() -> No
         await resuming.__aexit__(None, None, None)
         await caller.stop()
         await entered.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("ingress", [0, 1])
+async def test_a_client_that_comes_back_before_its_dead_replica_is_missed_loses_nothing(ingress: int) -> None:
+    """One node took its proxy and its slot. Its journal is at the first ingress, whichever it comes back to."""
+    async with site() as there:
+        hubs = there.add_ingress("i"), there.add_ingress("j")
+        quiet = await undisturbed(there, hubs[0], 60)
+        entered = hubs[0].open(SPEC, TENANT, "test", resumable=True)
+        conversation = await entered.__aenter__()
+        await conversation.ready()
+        caller = Caller(conversation)
+        await caller.say(40)
+        conversation.park()
+        await entered.__aexit__(None, None, None)
+        await there.kill(there.home_of(conversation))
+        tries, again = 0, None
+        async with asyncio.timeout(15):
+            while again is None:  # as fast as it can, with the one token that it has
+                tries += 1
+                resuming = hubs[ingress].resume(Ticket(conversation.session, 0), TENANT, "test", Missed(40, True))
+                try:
+                    again = Caller(await resuming.__aenter__())
+                except ServingError:
+                    await asyncio.sleep(0.01)
+        await again.say(20)
+        assert caller.tokens() + again.tokens() == quiet.tokens()
+        await again.stop()
+        await resuming.__aexit__(None, None, None)
+        await caller.stop()
 
 
 async def test_who_has_no_token_is_taken_at_once_after_its_ingress_has_died() -> None:
