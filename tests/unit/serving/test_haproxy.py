@@ -52,6 +52,13 @@ def test_the_kernel_buffers_little_for_a_client_that_does_not_read(configured: s
     assert "tune.rcvbuf.server 32768" in global_section
 
 
+def test_a_dead_ingress_is_not_dialled_for_long(configured: str) -> None:
+    """Nor is the next one waited for: HAProxy pauses for as long as a connection may take, up to a second."""
+    clocks = re.findall(r"timeout connect (\S+)", configured)
+    assert len(clocks) >= 3
+    assert {clock.removesuffix("{%") for clock in clocks} == {"300ms"}, clocks
+
+
 def test_no_clock_of_haproxy_cuts_a_healthy_call_within_an_hour(configured: str, tmp_path: Path) -> None:
     """All clocks that there are in the template are known here, and those that can end an open WebSocket are an hour
     or more, or off, under the environment that we give Ray."""
