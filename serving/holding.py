@@ -80,11 +80,17 @@ class Holding:
         )
 
     async def acquire(
-        self, wait_s: float, avoid: tuple[str, ...] = (), *, recovery: bool = False, deaths: int = 0
+        self,
+        wait_s: float,
+        avoid: tuple[str, ...] = (),
+        *,
+        recovery: bool = False,
+        deaths: int = 0,
+        unreachable: bool = False,
     ) -> Grant:
         """A slot in place of the one there may be. Raises what RouterPort.acquire raises."""
         await self._undone()
-        request = self._ask(wait_s, avoid, recovery, deaths)
+        request = replace(self._ask(wait_s, avoid, recovery, deaths), unreachable=unreachable)
         try:
             grant = await self._router.acquire(request)
         except asyncio.CancelledError:

@@ -76,13 +76,16 @@ class Relocation:
         self._clock = clock
         self._recovery_s = recovery_s
         self._ends_s = clock.now() + recovery_s
+        self._unreachable = False  # the last home was lost, and did not say that somebody else has the conversation
         self._refused = False  # no other replica would say otherwise
         self._avoid: dict[str, float] = {}  # replica → until when
         self._failure: ServingError | None = None  # of the next home
         self._shadow = Shadow(call.journal)
 
-    def home_lost(self, replica: str) -> None:
+    def home_lost(self, replica: str, error: ServingError) -> None:
         """The conversation has no home (any more); do not go back there for a while."""
+        # Who is told that his epoch is over may find that a resume he has not heard of has won.
+        self._unreachable = not isinstance(error, StaleEpoch)
         self._avoid[replica] = self._clock.now() + AVOID_S
         self._ends_s = self._clock.now() + self._recovery_s
 
@@ -153,7 +156,9 @@ class Relocation:
                 raise ReplicaLost("The replica was lost while its conversation waited for another.")
             return grant
         try:
-            return await self._holding.acquire(left_s, avoid, recovery=True, deaths=call.deaths)
+            return await self._holding.acquire(
+                left_s, avoid, recovery=True, deaths=call.deaths, unreachable=self._unreachable
+            )
         except (StaleEpoch, Quarantined):
             self._refused = True
             raise

@@ -196,7 +196,7 @@ class Residence:
         self.count_death(home, error)
         home.leave("the conversation goes on elsewhere")
         self._speaker.lost()
-        self._relocate().home_lost(home.replica)
+        self._relocate().home_lost(home.replica, error)
         self._speaker.wake()
 
     def count_death(self, home: Home, error: ServingError) -> None:

@@ -362,6 +362,7 @@ def _claim(request: AcquireRequest, purpose: Purpose) -> Claim:
         suspect=standing(request.deaths) is Standing.SUSPECT,
         resumable=request.resumable,
         serial=request.serial,
+        unreachable=purpose is Purpose.RECOVERY and request.unreachable,
     )
 
 

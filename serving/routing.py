@@ -41,6 +41,7 @@ class AcquireRequest:
     resumable: bool = False  # its client holds a resume token
     serial: int = 0  # how often it has been resumed
     apart: bool = False  # of a move: only to another node than the ingress's, where it is now
+    unreachable: bool = False  # of a recovery: the replica was lost, and did not say that somebody else has the call
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ class World:
             return False
         await self.abort_move(talk)
         avoid = () if talk.home is None or talk.home.node.reachable else (talk.home.node.name,)
-        request = self._request(talk, recovery=True, after_epoch=talk.highest, avoid=avoid)
+        request = self._request(talk, recovery=True, after_epoch=talk.highest, avoid=avoid, unreachable=bool(avoid))
         grant = await self._ask(self.router.acquire(request))
         if grant is None:
             return False

@@ -41,6 +41,7 @@ class Claim:
     suspect: bool = False  # see cluster.policy.quarantine
     resumable: bool = False
     serial: int = 0
+    unreachable: bool = False  # the replica was lost, and has not said that the conversation is somebody else's
 
 
 @dataclass(frozen=True, slots=True)

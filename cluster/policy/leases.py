@@ -105,8 +105,8 @@ class LeaseTable:
         do: an ingress does not race with itself, and the answer that told it of the one in force may be lost. And
         where it is higher than ours it counts: this table may be younger than the conversation.
 
-        A resume that has not reached the replica does not stand in the way of a recovery by the owner before it: that
-        replica is lost, so that nobody can take the conversation over from it, and who holds the journal can go on.
+        A resume that has not reached the replica does not stand in the way of a recovery by the owner before it, where
+        that replica is lost: nobody can take the conversation over from it, and who holds the journal can go on.
         """
         in_force = self.epoch_in_force(claim.session)
         if claim.after_epoch == in_force or (claim.recovery and claim.after_epoch > in_force):
@@ -117,7 +117,7 @@ class LeaseTable:
                 return
             if in_force < claim.after_epoch <= self.highest(claim.session):
                 return
-        if lease is not None and claim.recovery and lease.is_still_of(claim.owner, claim.after_epoch):
+        if lease is not None and claim.unreachable and lease.is_still_of(claim.owner, claim.after_epoch):
             return
         raise EpochConflict(claim.session, claim.after_epoch, in_force)
 

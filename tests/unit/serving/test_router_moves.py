@@ -364,10 +364,13 @@ async def test_a_resume_that_finds_its_replica_dead_leaves_the_conversation_to_w
         lost = await stage.router.resume(back("a", 0, ingress))
         assert lost.replica == first.replica  # which cannot be reached
         stage.router.unspend("a", lost.epoch, ingress)
-    rebuilt = await stage.router.acquire(ask("a", after_epoch=1, recovery=True, avoid=(first.replica,)))
+    lost = ask("a", after_epoch=1, recovery=True, avoid=(first.replica,))
+    with pytest.raises(StaleEpoch):  # whom the replica has told: there somebody else has it
+        await stage.router.acquire(lost)
+    rebuilt = await stage.router.acquire(dataclasses.replace(lost, unreachable=True))
     assert (rebuilt.replica, rebuilt.epoch) == ("r2" if first.replica == "r1" else "r1", 4)
     with pytest.raises(StaleEpoch):  # i2 had it, and never brought it anywhere
-        await stage.router.acquire(ask("a", after_epoch=2, recovery=True, ingress="i2"))
+        await stage.router.acquire(ask("a", after_epoch=2, recovery=True, unreachable=True, ingress="i2"))
     stage.hold(rebuilt)
     again = await stage.router.resume(back("a", 0, "i2"))  # either token opens: its client may have had the next one
     assert (again.replica, again.epoch) == (rebuilt.replica, 5)
