@@ -216,11 +216,21 @@ def _mimi_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 @torch.inference_mode()
-def constant_codes(config: MimiConfig, weights: dict[str, Tensor]) -> tuple[list[int], list[int]]:
-    """What this codec makes of silence and of a 440 Hz sine, once settled: twice 8 codes."""
+def constant_codes(
+    config: MimiConfig,
+    weights: dict[str, Tensor],
+    *,
+    stored: torch.dtype = torch.bfloat16,
+    frames: int = _SETTLE_FRAMES,
+) -> tuple[list[int], list[int]]:
+    """What this codec makes of silence and of a 440 Hz sine, once settled: twice 8 codes.
+
+    stored: the precision of the file it is loaded from; another one's codes may be others. frames: after how many it
+    has settled.
+    """
     mimi = Mimi(config)
-    mimi.load_state_dict({name: tensor.to(torch.bfloat16).float() for name, tensor in weights.items()})
-    samples = torch.arange(_SETTLE_FRAMES * FRAME_SAMPLES, dtype=torch.float64)
+    mimi.load_state_dict({name: tensor.to(stored).float() for name, tensor in weights.items()})
+    samples = torch.arange(frames * FRAME_SAMPLES, dtype=torch.float64)
     sine = _SINE_AMPLITUDE * torch.sin(2 * math.pi * _SINE_HZ / SAMPLE_RATE * samples)
     codes = mimi.eval().encode_sequence(torch.stack([torch.zeros_like(sine), sine]).float())
     return codes[0, -1].tolist(), codes[1, -1].tolist()

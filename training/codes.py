@@ -41,6 +41,7 @@ from training.text_stream import text_stream
 Shard = dict[str, Tensor]
 
 _PER_SHARD = 100
+SETTLED = 40  # frames, of a context of 32
 _VOICE_FRAMES = (38, 75)  # a voice prompt takes 3 to 6 s
 
 
@@ -68,7 +69,7 @@ def encode(mimi: Mimi, pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
 
 def encode_voices(mimi: Mimi, bank: Bank) -> dict[str, Tensor]:
     """Every agent voice's prompts that the bank can speak, and the codec's constant codes."""
-    silence, sine = constant_codes(CONFIG, mimi.state_dict())
+    silence, sine = constant_codes(CONFIG, mimi.state_dict(), stored=torch.float16, frames=SETTLED)
     stored = {"silence": torch.tensor(silence), "sine": torch.tensor(sine)}
     for number, voice in enumerate(AGENT_VOICES):
         for which, line in enumerate(load_common().enrolment):

@@ -1,8 +1,9 @@
 """Utterances as codes: each is encoded by itself, so that dialogues can be put together without rendering them.
 
-An utterance begins anywhere within a frame, after silence that the codec heard before it; a user's goes through some
-microphone first. Each is kept in several variants: other places in the frame, other microphones, and users who speak
-higher and faster, or lower and slower, as voices that the synthesiser does not have. Encoding the few hours that a
+An utterance begins anywhere within a frame, after silence that the codec heard before it. Each is kept in several
+variants: other places in the frame, and users on other lines, who speak higher and faster, or lower and slower, as
+voices that the synthesiser does not have. What a line carries between utterances is encoded, too: noise that ended with
+the words would tell the model that somebody has finished, which no real line does. Encoding the few hours that a
 plan's utterances last takes minutes; encoding the dialogues they occur in takes days.
 """
 
@@ -25,20 +26,38 @@ from safetensors.torch import save_file
 
 from models.config import FRAME_SAMPLES
 from models.mimi import Mimi
-from training.augment import Audio, convolve, decibels, limited, microphone, room_response
+from training.augment import Audio, coloured_noise, convolve, decibels, limited, room_response
 from training.bank import Bank, key_of
-from training.codes import encode, load_codec
-from training.kokoro import Utterance
+from training.codes import SETTLED, encode, load_codec
+from training.kokoro import RATE, Utterance
 from training.script import Speaker
 
-# How fast each variant is played. A dialogue's user is of one variant throughout.
-VARIANTS: dict[Speaker, tuple[float, ...]] = {
-    "agent": (1.0, 1.0, 1.0),
-    "user": (1.0, 1.0, 0.88, 1.14, 0.94, 1.07),
-    "aside": (1.0,),
+
+@dataclass(frozen=True)
+class Line:
+    """How a variant is heard."""
+
+    speed: float = 1.0  # above 1: faster and higher
+    gain_db: float = 0.0
+    noise_db: float | None = None  # of full scale, before the gain; None: none
+    slope: float = 1.0  # see augment.coloured_noise
+
+
+# A dialogue's user is on one line throughout.
+VARIANTS: dict[Speaker, tuple[Line, ...]] = {
+    "agent": (Line(), Line(), Line()),
+    "user": (
+        Line(),
+        Line(gain_db=-6.0, noise_db=-50.0),
+        Line(speed=0.9, gain_db=-9.0),
+        Line(speed=1.12, gain_db=-3.0, noise_db=-42.0, slope=2.0),
+    ),
+    "aside": (Line(),),
 }
+ROOM_SHARE = 0.4  # of users' utterances
 LEAD = 6  # frames of silence before the first one that is kept: in a call the codec has a context, too
-TAIL = 3  # frames kept after the last sample: what a room and the codec still make of it
+TAIL = 10  # frames kept after the last sample: so long the codes of silence still remember what was said
+BETWEEN_S = 20.0  # of every line's noise
 _PER_SHARD = 400
 _AT_ONCE = 8
 
@@ -47,7 +66,7 @@ Codes = npt.NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Said:
-    """Somebody saying something. An agent's `voice` is heard as it is, a user's or a bystander's by a microphone."""
+    """Somebody saying something. An agent is heard as it is, a user over a line, a bystander from across the room."""
 
     speaker: Speaker
     voice: str
@@ -75,7 +94,8 @@ def played(utterance: Utterance, speed: float) -> Utterance:
 def recorded(said: Said, variant: int, utterance: Utterance) -> tuple[Audio, int]:
     """What the codec hears: lead, utterance, tail, whole frames of fp32; and the utterance's offset in its frame."""
     rng = np.random.default_rng([int(key_of(said.voice, said.text)[:8], 16), variant, len(said.speaker)])
-    utterance = played(utterance, VARIANTS[said.speaker][variant])
+    line = VARIANTS[said.speaker][variant]
+    utterance = played(utterance, line.speed)
     offset = int(rng.integers(FRAME_SAMPLES))
     frames = LEAD + -(-(offset + len(utterance.pcm)) // FRAME_SAMPLES) + TAIL
     sound = np.zeros(frames * FRAME_SAMPLES, dtype=np.float32)
@@ -85,7 +105,28 @@ def recorded(said: Said, variant: int, utterance: Utterance) -> tuple[Audio, int
         return limited(sound), offset
     if said.speaker == "aside":
         sound = convolve(sound, room_response(rng)) * np.float32(decibels(-float(rng.uniform(12, 20))))
-    return microphone(sound, rng), offset
+    elif rng.random() < ROOM_SHARE:
+        sound = convolve(sound, room_response(rng))
+    return carried(sound, line, rng), offset
+
+
+def carried(sound: Audio, line: Line, rng: np.random.Generator) -> Audio:
+    """What comes out of a line."""
+    if line.noise_db is not None:
+        sound = sound + coloured_noise(len(sound), line.slope, rng) * np.float32(decibels(line.noise_db))
+    return limited(sound * np.float32(decibels(line.gain_db)))
+
+
+def between(mimi: Mimi) -> list[Codes]:
+    """What a user's lines carry while nobody speaks: codes [frames, 8] for each."""
+    frames = round(BETWEEN_S * RATE / FRAME_SAMPLES)
+    found = []
+    for number, line in enumerate(VARIANTS["user"]):
+        silence = np.zeros((frames + SETTLED) * FRAME_SAMPLES, dtype=np.float32)
+        sound = carried(silence, line, np.random.default_rng([number, 6]))
+        [codes] = encode(mimi, np.round(sound * 32767.0).astype(np.int16)[:, None])
+        found.append(codes[SETTLED:])
+    return found
 
 
 def encode_pieces(mimi: Mimi, wanted: Sequence[tuple[Said, int]], bank: Bank) -> list[Piece]:
@@ -110,7 +151,7 @@ def _work(codec: Path, folder: Path, job: tuple[int, list[tuple[Said, int]]]) ->
     torch.set_num_threads(1)
     number, wanted = job
     pieces = encode_pieces(load_codec(codec)[0], wanted, Bank())
-    target = folder / f"pieces-{number:04d}.safetensors"
+    target = folder / f"spoken-{number:04d}.safetensors"
     temporary = target.with_suffix(".part")
     names = json.dumps([[said.speaker, said.voice, said.text, variant] for said, variant in wanted])
     tensors = {
@@ -124,12 +165,12 @@ def _work(codec: Path, folder: Path, job: tuple[int, list[tuple[Said, int]]]) ->
 
 
 class Pieces:
-    """Every utterance encoded so far, of `.state/codes/pieces-*`."""
+    """Every utterance encoded so far, of `.state/codes/spoken-*`."""
 
     def __init__(self, folder: Path) -> None:
         self._pieces: dict[tuple[Said, int], Piece] = {}
         self.shards = 0
-        for path in sorted(folder.glob("pieces-????.safetensors")):
+        for path in sorted(folder.glob("spoken-????.safetensors")):
             self.shards = int(path.stem[-4:]) + 1
             with safe_open(path, "np") as file:
                 names = json.loads(file.metadata()["names"])

@@ -1,8 +1,8 @@
 """Dialogues put together from encoded utterances: `python -m training.splice --dialogues 12000`.
 
-A script says who speaks when; the utterances' codes are laid on silence, a channel each. So a plan's few thousand
-utterances become as many dialogues as one likes, at no cost, where rendering and encoding them takes hours. What is
-lost is whatever passes between utterances, a room's noise above all: the rendered dialogues beside them have that.
+A script says who speaks when; the utterances' codes are laid on silence, or on what a user's line carries. So a plan's
+few thousand utterances become as many dialogues as one likes, at no cost, where rendering and encoding them takes
+hours. What is lost is what one utterance does to the codes of the next: the rendered dialogues beside them have that.
 Written as shards like those of `training.codes`, which the language model reads together with them.
 """
 
@@ -28,7 +28,7 @@ from training.codec_model import codes_digest
 from training.codes import load_codec
 from training.folders import state_folder
 from training.kokoro import RATE, Utterance, Word
-from training.pieces import VARIANTS, Codes, Pieces, Said, encode_missing, played
+from training.pieces import VARIANTS, Codes, Pieces, Said, between, encode_missing, played
 from training.script import AGENT_VOICES, Plan, Script, write_script
 from training.text_stream import text_stream
 from training.timeline import Placed, Timeline, lay_out
@@ -42,6 +42,7 @@ class Codec:
 
     pieces: Pieces
     silence: Codes  # [8]
+    between: list[Codes]  # `training.pieces.between`
     tokenizer: TextTokenizer
 
 
@@ -60,7 +61,9 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> Codes
     user = user_of(script, seed)
     frames = -(-timeline.samples // FRAME_SAMPLES)
     table = np.zeros((frames, STREAMS), dtype=np.int16)
-    table[:, AGENT] = table[:, USER] = codec.silence
+    table[:, AGENT] = codec.silence
+    noise = codec.between[user]
+    table[:, USER] = noise[(np.arange(frames) + int(rng.integers(len(noise)))) % len(noise)]
     spoken: list[Word] = []
     for item in sorted(timeline.placed, key=lambda item: (item.speaker != "aside", item.start)):
         variant = user if item.speaker == "user" else int(rng.integers(len(VARIANTS[item.speaker])))
@@ -111,7 +114,7 @@ def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, see
 
     frames = []
     for script in scripts:
-        speed = VARIANTS["user"][user_of(script, seed)]
+        speed = VARIANTS["user"][user_of(script, seed)].speed
         timeline = lay_out(script, partial(lookup, speed, script.user_voice))
         frames.append(splice(script, timeline, codec, seed))
     roles = [np.array(codec.tokenizer.encode_role(script.prompt), dtype=np.int16) for script in scripts]
@@ -141,12 +144,13 @@ def main() -> None:
     arguments = parser.parse_args()
     folder, plan, bank = arguments.folder, PLANS[arguments.plan], Bank()
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    if about["codebooks"] != codes_digest(load_codec(arguments.codec)[0].state_dict()):
+    mimi, _ = load_codec(arguments.codec)
+    if about["codebooks"] != codes_digest(mimi.state_dict()):
         parser.error(f"{folder} holds another codec's codes: run `python -m training.codes` first")
     encode_missing(arguments.codec, folder, wanted(plan, arguments.dialogues, bank), arguments.workers)
     pieces = Pieces(folder)
     silence = load_file(folder / "voices.safetensors")["silence"].numpy().astype(np.int16)
-    codec = Codec(pieces, silence, TextTokenizer(TOKENIZER))
+    codec = Codec(pieces, silence, between(mimi), TextTokenizer(TOKENIZER))
     assert silence.shape == (AUDIO_CODEBOOKS,)
     scripts = [write_script(plan, "train", index) for index in range(arguments.dialogues)]
     ready = [script for script in scripts if all(pieces.complete(said) for said in said_in(script))]

@@ -21,6 +21,7 @@ from training.splice import Codec, splice
 from training.timeline import Timeline, lay_out
 
 SILENCE = np.arange(8, dtype=np.int16)
+BETWEEN = [np.full((50, 8), 50 + line, dtype=np.int16) for line in range(len(VARIANTS["user"]))]
 TOKENS = TextTokenizer(TOKENIZER)
 
 
@@ -43,8 +44,8 @@ def codec(folder: Path, said: dict[Said, int], offset: int = 0) -> Codec:
         "ends": torch.tensor(np.cumsum([len(each) for each in codes])),
         "offsets": torch.full((len(codes),), offset),
     }
-    save_file(tensors, folder / "pieces-0000.safetensors", metadata={"names": json.dumps(names)})
-    return Codec(Pieces(folder), SILENCE, TOKENS)
+    save_file(tensors, folder / "spoken-0000.safetensors", metadata={"names": json.dumps(names)})
+    return Codec(Pieces(folder), SILENCE, BETWEEN, TOKENS)
 
 
 def dialogue(*turns: Turn) -> tuple[Script, Timeline]:
@@ -111,9 +112,9 @@ def test_an_agent_is_recorded_as_it_is_and_a_user_by_some_microphone() -> None:
     start = LEAD * FRAME_SAMPLES + offset
     assert not clean[:start].any()
     assert np.allclose(clean[start : start + RATE], 1000 / 32768)
-    first, _ = recorded(Said("user", "U", "one"), 0, utterance)
-    again, _ = recorded(Said("user", "U", "one"), 0, utterance)
-    other, _ = recorded(Said("user", "U", "one"), 1, utterance)
+    first, _ = recorded(Said("user", "U", "one"), 1, utterance)
+    again, _ = recorded(Said("user", "U", "one"), 1, utterance)
+    other, _ = recorded(Said("user", "U", "one"), 3, utterance)
     assert np.array_equal(first, again)
     assert len(first) != len(other) or not np.array_equal(first, other), (
         "another microphone, another place in the frame"
