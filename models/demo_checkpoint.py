@@ -63,7 +63,7 @@ MIMI = MimiConfig(
 
 # Costs next to nothing: for measurements of what stands around the model.
 TINY_LM = dataclasses.replace(
-    LM, dim=16, card=64, num_heads=2, num_layers=2, context=40, depformer_dim=8, depformer_dim_feedforward=32
+    LM, dim=16, card=64, num_heads=2, num_layers=2, context=200, depformer_dim=8, depformer_dim_feedforward=32
 )
 TINY_MIMI = MimiConfig(
     seanet=SeanetConfig(dimension=16, n_filters=2),
