@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from serving.guard import guard_environment
 from serving.haproxy import bundled_haproxy, free_port, haproxy_environment, health_environment
+from serving.rollout import Progress, progress, replicas_of
 from serving.settings import ServeSettings
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve._private.client import ServeControllerClient
 
 log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 600.0  # loading 17 GB from a slow disk; the demo checkpoint takes seconds
 STOP_WITHIN_S = 5.0
+LOOK_EVERY_S = 0.25  # at how far a deploy has come
 OBJECT_STORE_BYTES = 160 << 20  # everything that matters travels inline; Ray would reserve a third of the memory
 
 
@@ -121,11 +124,19 @@ def _environment(settings: ServeSettings, folder: Path) -> dict[str, str]:
     return environment
 
 
-def deploy(app: Application, settings: ServeSettings) -> None:
+def deploy(
+    app: Application,
+    settings: ServeSettings,
+    *,
+    wait_for_old: bool = False,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
     """Start Serve and the application on the Ray cluster this process is connected to; returns when all of it runs.
 
     Over an application that runs already this is a rolling update: replica by replica, and calls move. The router is
-    replaced first, so that it is of this build and has these settings.
+    replaced first, so that it is of this build and has these settings. Returns when everything new serves and every
+    conversation has moved; with `wait_for_old` only when the last call on an ingress of the former build is over as
+    well, `ingress_drain_s` at most. `tell` hears of what is being waited for. Raises RuntimeError if Serve gives up.
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -140,9 +151,47 @@ def deploy(app: Application, settings: ServeSettings) -> None:
         http_options=HTTPOptions(host=settings.host, port=settings.port),
         logging_config={"log_level": settings.log_level, "enable_access_log": False},
     )
+    former = replicas_of(_application())
     # Without autoscaling of ours, an operator or a scaler of theirs may set the number of replicas over Serve's API.
     fixed = settings.min_replicas == settings.max_replicas
-    serve.run(app, name=APP_NAME, route_prefix="/", external_scaler_enabled=fixed)
+    target = serve.RunTarget(app, name=APP_NAME, route_prefix="/", external_scaler_enabled=fixed)
+    # Serve would wait until the last call on a former ingress has ended.
+    serve.run_many([target], wait_for_applications_running=False)
+    said = ""
+    while True:
+        seen = progress(_application(), former)
+        if seen.failure:
+            raise RuntimeError(seen.failure)
+        if str(seen) != said:
+            said = str(seen)
+            tell(seen)
+        if seen.over or (seen.serves and not wait_for_old):
+            _serve().wait_for_proxies_serving()  # until they know the way
+            return seen
+        time.sleep(LOOK_EVERY_S)
+
+
+def _application() -> dict[str, Any]:
+    """The application as Serve's REST schema has it; empty while there is none, or nobody to ask."""
+    from ray.exceptions import RayActorError
+
+    from serving.app import APP_NAME
+
+    try:
+        applications = _serve().get_serve_details()["applications"]
+    except RayActorError as error:
+        log.info("Serve's controller does not answer: %s", error)
+        return {}
+    return dict(applications.get(APP_NAME, {}))
+
+
+def _serve() -> ServeControllerClient:
+    """Serve's own client; `serve.start` has connected it."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None
+    return client
 
 
 def _start(settings: ServeSettings, folder: Path) -> None:

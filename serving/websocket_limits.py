@@ -12,6 +12,10 @@ Where a client breaks a limit below ASGI, stock uvicorn 0.54 answers in a way th
   every 20 s and waits 20 s more; here it takes 2 s and `unread_s`.
 - A connection that is lost without a close frame is reported as 1005, as if the client had closed it without a code.
   Here it is 1006, which RFC 6455 (7.1.5) means by it: such a client may come back.
+
+And one thing that stock uvicorn does too soon: a server that is to end hangs up on every open WebSocket (1012). Serve
+ends the server of a leaving ingress to have its port closed (behind HAProxy, Ray 2.60), and waits for its calls only
+then: all of them were cut by every deploy. Here those that are open stay until their handlers are done with them.
 """
 
 from __future__ import annotations
@@ -42,6 +46,11 @@ class PatientWebSockets(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
         self.transport.abort()  # a close would wait until what lies here has been read
+
+    def shutdown(self) -> None:
+        """The server is to end, and takes nobody new; whoever ends it waits for those who talk, or for some of it."""
+        if not self.handshake_complete or self.close_sent:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         if self._refused_at_s is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,9 @@ from serving.cli.console import err, fail, note, out
 from serving.cli.serve import settings_from
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
+    from serving.rollout import Progress
     from serving.settings import ServeSettings
 
 REACHABLE_S = 5.0
@@ -52,10 +57,17 @@ def deploy(
     keys_file: Annotated[
         Path | None, typer.Option(help="API keys with their tenants' limits.", show_default="none: open on loopback")
     ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when the last call on an ingress of the former build is over, too.")
+    ] = False,
 ) -> None:
     """Deploy on a running Ray cluster and leave; deploy again to roll out a change.
 
     What runs is replaced replica by replica, and its conversations move.
+    It returns when everything new serves and every conversation has
+    moved. Clients' connections cannot: a former ingress takes no new
+    ones and keeps its own until they end, for five minutes at most.
+
     The trunks' secret is made once a cluster and kept there, so that old
     and new processes can speak to each other. All other settings come
     from the environment as PERSONAPLEX_NAME (personaplex serve
@@ -82,9 +94,9 @@ def deploy(
     from serving.plan import PlanError
     from serving.tenants import KeysFileError
 
-    with err.status(f"deploying on {address}"):
+    with err.status(f"deploying on {address}") as status:
         try:
-            _deploy(address, settings)
+            done = _deploy(address, settings, wait, partial(_show, status))
         except (CheckpointError, KeysFileError, PlanError, ConnectionError) as error:
             fail(str(error))
         except RuntimeError as error:  # Serve's word for "it did not become healthy"
@@ -92,9 +104,22 @@ def deploy(
     out.print(f"[bold]Deployed at http://{settings.host}:{settings.port}[/bold]", highlight=False)
     slots = "as many slots as fit" if settings.slots == "auto" else f"{settings.slots} slots"
     note(f"{settings.min_replicas} to {settings.max_replicas} replicas with {slots} each")
+    if done.old_ingresses:
+        note(
+            f"{done.old_ingresses} ingresses of the former build still carry calls; they take no new ones, and end "
+            f"with the last of them or in {settings.ingress_drain_s:g} s (--wait waits for that)"
+        )
 
 
-def _deploy(address: str, settings: ServeSettings) -> None:
+def _show(status: Status, progress: Progress) -> None:
+    """What is being waited for: in place on a terminal, a line each in a log."""
+    if err.is_terminal:
+        status.update(f"deploying: {progress}")
+    else:
+        note(str(progress))
+
+
+def _deploy(address: str, settings: ServeSettings, wait: bool, tell: Callable[[Progress], None]) -> Progress:
     _check_reachable(address)
     import ray
 
@@ -110,7 +135,7 @@ def _deploy(address: str, settings: ServeSettings) -> None:
     try:
         if settings.trunk_secret is None:
             settings = settings.model_copy(update={"trunk_secret": _trunk_secret()})
-        deploy(build_app(settings), settings)
+        return deploy(build_app(settings), settings, wait_for_old=wait, tell=tell)
     finally:
         ray.shutdown()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+import uvicorn
 import websockets.http11
+from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -139,3 +142,44 @@ async def limited(monkeypatch: pytest.MonkeyPatch, unread_s: float) -> AsyncIter
     async with served(echo) as url:
         yield url.rstrip("/"), echo
     assert not echo.router.held
+
+
+async def test_a_server_that_is_to_end_takes_nobody_new_and_lets_those_who_talk_finish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Serve ends the one of an ingress that a deploy replaces, while people talk."""
+    auto = websocket_limits.uvicorn.protocols.websockets.auto
+    monkeypatch.setattr(auto, "AutoWebSocketsProtocol", auto.AutoWebSocketsProtocol)
+    websocket_limits.install()
+
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "bytes": message["bytes"]})
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"ws://127.0.0.1:{listener.getsockname()[1]}"
+
+        async def refused() -> bool:
+            try:
+                async with connect(url):
+                    return False
+            except ConnectionRefusedError:
+                return True
+
+        server = uvicorn.Server(uvicorn.Config(echo, log_level="warning", lifespan="off"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        async with connect(url) as talking:
+            await talking.send(b"before")
+            assert await talking.recv() == b"before"
+            server.should_exit = True
+            await until(refused, within_s=5)
+            for _ in range(10):
+                await talking.send(b"after")
+                assert await talking.recv() == b"after"
+                await asyncio.sleep(0.05)
+            assert not serving.done()
+        await asyncio.wait_for(serving, 5)
