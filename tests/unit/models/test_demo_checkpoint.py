@@ -14,10 +14,19 @@ from safetensors.torch import load_file
 
 from graphs.engine import ConversationEngine
 from graphs.stages import SessionSpec
+from loadtest.callers import CALLERS
 from models import demo_checkpoint
 from models.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from models.config import TEXT_PAD
-from models.demo_checkpoint import MIMI, VOICES, constant_codes, ensure_demo_checkpoint, write_demo_checkpoint
+from models.demo_checkpoint import (
+    MIMI,
+    TINY_LM,
+    TINY_MIMI,
+    VOICES,
+    constant_codes,
+    ensure_demo_checkpoint,
+    write_demo_checkpoint,
+)
 
 # Of recipe 1. A change here without a new RECIPE would leave old folders in use on every machine that has one.
 WEIGHTS = {
@@ -147,3 +156,12 @@ def test_windows_can_be_short(tmp_path: Path) -> None:
     assert short.lm_config.context == 40
     assert short.mimi_config.transformer.context == 10
     assert "NATF2" in short.voices.names()
+
+
+def test_a_tiny_one_weighs_nothing_and_takes_the_roles_of_callers(tmp_path: Path) -> None:
+    write_demo_checkpoint(tmp_path, TINY_LM, TINY_MIMI)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.safetensors")) < 1 << 20
+    engine = ConversationEngine(load_checkpoint(str(tmp_path)), 1)
+    engine.open(0, SessionSpec(voice=VOICES[0], role=max((caller.role for caller in CALLERS), key=len), seed=0))
+    while not engine.step([], np.zeros((0, 8), dtype=np.int16)).ready:
+        pass
