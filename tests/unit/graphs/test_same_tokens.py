@@ -44,8 +44,15 @@ WRAPPED = 3 * RING - PROMPT  # the frame whose key is the first of the ring's fo
 FRAMES, MORE = WRAPPED + 60, 12
 OVERCOMMIT = 2.4  # five pages for five conversations, each of which grows to two
 
+SLOW = ("static fp32", "static fp32, KV fp8", "static bf16")  # the fourth of them runs always
+
+
+def marks(mode: Mode) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.full] if mode.name in SLOW else []
+
+
 EVERY_MODE = [
-    *(pytest.param((mode, "cpu"), id=mode.name) for mode in modes("cpu")),
+    *(pytest.param((mode, "cpu"), id=mode.name, marks=marks(mode)) for mode in modes("cpu")),
     *(pytest.param((mode, "cuda"), id=f"cuda: {mode.name}", marks=pytest.mark.gpu) for mode in modes("cuda")),
 ]
 every_mode = pytest.mark.parametrize("where", EVERY_MODE)
