@@ -92,7 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report(rows))
     met = all(row.met for row in rows)
     if options.modes:
-        found = list(measure_all([golden for golden in goldens if isinstance(golden, LmGolden)], options.device))
+        found = []
+        for row in measure_all([golden for golden in goldens if isinstance(golden, LmGolden)], options.device):
+            print(f"{row.mode.name}: {'not run' if row.not_run else 'done'}", file=sys.stderr, flush=True)
+            found.append(row)
         print(f"\n{report_modes(found)}")
         met = met and all(row.met for row in found)
     return 0 if met else 1
