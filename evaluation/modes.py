@@ -57,9 +57,11 @@ class Mode:
     def missing(self) -> str:
         """Why this machine cannot run it; empty if it can."""
         if self.needs == "onednn":
-            from graphs.products import onednn_available
+            if not HAS_NUMBA:
+                return "the package numba is not installed"
+            from graphs.products import onednn_available  # which needs it
 
-            return "" if HAS_NUMBA and onednn_available() else "this torch has no prepacked oneDNN products"
+            return "" if onednn_available() else "this torch has no prepacked oneDNN products"
         if self.needs and importlib.util.find_spec(self.needs) is None:
             return f"the package {self.needs} is not installed"
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -118,6 +119,14 @@ def test_other_bits_in_company_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not row.same_in_company
     assert not row.met
     assert "OTHER BITS" in report_modes([row])
+
+
+def test_a_machine_with_torch_alone_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modes, "HAS_NUMBA", False)
+    monkeypatch.setitem(sys.modules, "graphs.products", None)  # it cannot be imported there
+    lacking = {mode.name: mode.missing() for mode in modes.modes()}
+    assert lacking["compiled bf16, oneDNN bf16"] == "the package numba is not installed"
+    assert lacking["torch fp32"] == ""
 
 
 def test_what_cannot_run_says_why_and_is_no_failure() -> None:
