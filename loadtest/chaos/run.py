@@ -97,10 +97,13 @@ async def struck(
 
         async def strike() -> None:
             try:
+                former = ""
                 free_s = start_s  # from when on a strike may follow the last one, should that have been late
                 for due_s, kind in zip(times_s, cycle(kinds(scenario)), strict=False):
                     await asyncio.sleep(max(start_s + due_s, free_s) - time.monotonic())
-                    await _until_mended(system, kind, talk.seen, start_s + order.seconds - 1.0)
+                    if (former, kind) != ("deploy", "deploy"):  # one on top of another still replaces one at a time
+                        await _until_mended(system, kind, talk.seen, start_s + order.seconds - 1.0)
+                    former = kind
                     now_s = time.monotonic()
                     free_s = now_s + RECOVERY_S
                     what = await striker.strike(kind)

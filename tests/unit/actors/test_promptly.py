@@ -12,7 +12,7 @@ from actors.promptly import NICENESS
 
 # In a process of its own: what is raised here could not be lowered again without a privilege.
 PROGRAM = """
-import os, threading
+import gc, os, threading
 from pathlib import Path
 from actors.gently import gently
 from actors.promptly import promptly
@@ -27,12 +27,13 @@ if DENIED:
     def refuse(*_): raise PermissionError
     os.setpriority = refuse
 raised = promptly()
+frozen = gc.get_freeze_count()
 late = threading.Thread(target=stop.wait)
 late.start()
 after = all_threads()
 loading = None if DENIED else gently(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 stop.set()
-print((before, raised, after, loading))
+print((before, raised, after, loading, frozen))
 """
 
 
@@ -41,7 +42,8 @@ print((before, raised, after, loading))
 def test_all_threads_are_raised_or_none(denied: bool) -> None:
     program = PROGRAM.replace("DENIED", str(denied))
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    before, raised, after, loading = eval(said)
+    before, raised, after, loading, frozen = eval(said)
+    assert frozen > 1000, "what was loaded is not searched for garbage again"
     if raised:
         assert not denied
         assert after == {NICENESS}
