@@ -74,7 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--modes", action="store_true", help="in every mode: step, dtype, backend, with their bounds")
     parser.add_argument("--live", action="store_true", help="once more through the Ray actors that serve")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch threads; 1 (default) is what a stage is served with"
+    )
     options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     # TF32 would round products to 10 bits; parity is about fp32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

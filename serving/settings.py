@@ -40,7 +40,12 @@ class ServeSettings(BaseSettings):
     kv_reserve_s: float = Field(
         30.0, ge=1, le=300, description="with pages: how long every call must be able to go on when another is let in"
     )
-    threads_per_actor: int = Field(1, ge=1, le=64, description="torch threads of the engine actor, on CPU")
+    threads_per_actor: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="torch threads of the engine actor, on CPU; without numba, more than 1 is not exact in company",
+    )
     codec_threads: int = Field(1, ge=1, le=64, description="torch threads of each codec actor, on CPU")
     role_max_chars: int = Field(4000, ge=1, description="longest role (text prompt), in characters")
 
