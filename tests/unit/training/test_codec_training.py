@@ -327,7 +327,11 @@ class TestTrainer:
             codes.append(mimi.eval().encode_sequence(audio))
         assert float((codes[0] == codes[1]).float().mean()) > 0.99
         assert not torch.equal(before[0]["mimi." + _DOWN], after[0]["mimi." + _DOWN])
-        assert codec_model.codes_digest(before[0]) == codec_model.codes_digest(after[0])
+        books = [name for name in before[0] if "_codebook." in name]
+        assert all(torch.equal(before[0][name], after[0][name]) for name in books)
+        old, new = ({n.removeprefix("mimi."): t for n, t in tensors.items()} for tensors, _ in (before, after))
+        # The same codes nearly everywhere are not the same codes: what is encoded is encoded anew.
+        assert codec_model.codes_digest(old) != codec_model.codes_digest(new)
         assert all(torch.equal(after[0][name], before[0][name]) for name in before[0] if "decoder" in name)
 
     def test_without_codebooks_says_what_to_run(self, pcm: Path, tmp_path: Path) -> None:
