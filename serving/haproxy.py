@@ -11,7 +11,9 @@ wrapper narrows all three. It also keeps the kernel from buffering megabytes for
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
+import random
 import socket
 import sys
 from pathlib import Path
@@ -98,11 +100,22 @@ def health_environment() -> dict[str, str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nobody listens on now.
+
+    Who asks for it listens seconds later, so it is none of those that outgoing connections (Linux: from 32768) or Ray's
+    workers (10002 to 19999) are given meanwhile. Raises OSError where this host cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in random.sample(range(20_000, 32_768), 200):
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            return port
+    raise OSError(errno.EADDRINUSE, f"no port of {host} between 20000 and 32767 is free")
 
 
 def main() -> int:

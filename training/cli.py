@@ -97,9 +97,24 @@ def codes(plan: PlanName = "first", dialogues: Dialogues = 600) -> None:
 
 
 @app.command()
-def lm(minutes: Minutes = 0.0, threads: Threads = 1) -> None:
+def splice(
+    plan: PlanName = "first",
+    dialogues: Annotated[int, typer.Option(help="Scripts tried; those that the bank can speak are made.")] = 12_000,
+    workers: Annotated[int, typer.Option(help="Processes that encode utterances.")] = 2,
+) -> None:
+    """Put many more dialogues together from encoded utterances."""
+    _stage("splice", "--plan", plan, "--dialogues", str(dialogues), "--workers", str(workers), heavy=True)
+
+
+@app.command()
+def lm(
+    minutes: Minutes = 0.0,
+    workers: Annotated[int, typer.Option(help="Threads that share every step; one per idle core.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Where the rate's cosine ends. [default: the preset's]")] = None,
+) -> None:
     """Train the language model, or go on with it."""
-    _stage("lm", "--minutes", str(minutes), "--threads", str(threads))
+    chosen = () if steps is None else ("--steps", str(steps))
+    _stage("lm", "--minutes", str(minutes), "--workers", str(workers), *chosen)
 
 
 @app.command()
@@ -132,6 +147,7 @@ def everything(
             freeze()
         elif stage == "codes":
             codes()
+            splice()
         elif stage == "codec":
             codec(min(piece, left), threads)
             gates(10.0)
