@@ -22,7 +22,7 @@ from loadtest.timings import Timings
 GRACE_S = 30.0  # how long a server keeps the slot of a client that may come back
 # A call that has said and heard everything stays on the line until what was struck last is mended. (One that hears
 # nothing while it talks has long failed by then; a line that is dead is noticed by its heartbeat.)
-_SILENCE_S = 180.0
+_SILENCE_S = 600.0
 _AGAIN_S = 0.1
 HEARTBEAT_S = 1.0  # a server that is cut off closes no connection; only its silence tells
 _RESUME_S = 3.0  # a server that does not answer an attempt within this may be the one that has just died

@@ -39,6 +39,8 @@ _READY_S = 120.0
 _EXTRA_S = 1.0  # whatever is sent beyond the last frame comes within this
 _JOURNAL_S = 10.0
 _EMPTY_S, _LOOK_S = 10.0, 0.25
+# Three rollouts of three replicas, one at a time, each loading beside eight calls on two cores.
+_MENDED_S = 300.0
 _ROOM_S = 40.0
 
 Say = Callable[[str], None]
@@ -114,7 +116,7 @@ async def struck(
 
         conversations = await _to_the_end(talk, order, strike())
         try:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(_MENDED_S):
                 await striker.mended()
         except Exception as error:  # noqa: BLE001 - as above
             missed.append(f"what was struck was not mended: {type(error).__name__}: {error}")

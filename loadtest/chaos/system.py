@@ -80,6 +80,8 @@ class System:
             "INGRESSES": str(layout.ingresses),
             "PORT": str(head_port),
             "TRUNK_HOST": "127.0.0.1",
+            # Calls that have said everything stay on the line, silent, until what was struck is mended.
+            "IDLE_TIMEOUT_S": "600",
             **dict(layout.settings),
         }
         # One thread an actor: three nodes share this machine's cores.
