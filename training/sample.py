@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from graphs.engine import ConversationEngine
-from graphs.stages import SessionSpec
+from graphs.stages import Sampling, SessionSpec
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, SAMPLE_RATE
 from training.bank import HELD_OUT_DIALOGUES, PLANS, read_pcm
@@ -56,16 +56,19 @@ def main() -> None:
     parser.add_argument("--plan", choices=sorted(PLANS), default="first")
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--out", type=Path, default=state_folder() / "samples")
+    parser.add_argument("--text-temperature", type=float, default=Sampling.text_temperature)
+    parser.add_argument("--audio-temperature", type=float, default=Sampling.audio_temperature)
     arguments = parser.parse_args()
     soundfile: Any = importlib.import_module("soundfile")
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(arguments.checkpoint)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    sampling = Sampling(arguments.text_temperature, audio_temperature=arguments.audio_temperature)
     for index in range(min(arguments.count, HELD_OUT_DIALOGUES)):
         path = dialogue_path(arguments.plan, "held_out", index)
         about, user = load_description(path), read_pcm(path)[:, 1]
         user = user[: len(user) // FRAME_SAMPLES * FRAME_SAMPLES]
-        spec = SessionSpec(VOICE_NAMES[about["agent_voice"]], about["prompt"], seed=index)
+        spec = SessionSpec(VOICE_NAMES[about["agent_voice"]], about["prompt"], seed=index, sampling=sampling)
         agent, text = converse(checkpoint, spec, user)
         soundfile.write(arguments.out / f"{index:02d}.wav", np.stack([agent, user], axis=1), SAMPLE_RATE)
         asked = " | ".join(event["text"] for event in about["events"] if event["speaker"] == "user")
