@@ -89,6 +89,7 @@ class Residence:
         self.home: Home | None = None  # the slot it speaks from
         self.begun = False  # its prompt has been in a KV cache
         self.deaths = 0  # homes in a row that died before it had said SAFE_FRAMES there
+        self._proven = False  # it moved to its home from one where it had said so many: see go_over
         self.differs = False  # a next home has once said something else: from now on one speaks at a time
         self.exact = True  # False once it went on under other numerics
         self.recoveries = self.moves = 0
@@ -193,15 +194,15 @@ class Residence:
             return
         log.warning("session %s lost its home at %s: %s", self.session, home.replica, error)
         self.home = None
-        self.count_death(home, error)
+        self.count_death(home, error, proven=self._proven)
         home.leave("the conversation goes on elsewhere")
         self._speaker.lost()
         self._relocate().home_lost(home.replica, error)
         self._speaker.wake()
 
-    def count_death(self, home: Home, error: ServingError) -> None:
+    def count_death(self, home: Home, error: ServingError, *, proven: bool = False) -> None:
         """Note what may have been this conversation's doing: a replica that dies soon after it took it."""
-        if home.frames >= SAFE_FRAMES:
+        if home.frames >= SAFE_FRAMES or proven:
             self.deaths = 0
         elif not isinstance(error, Refused | NotYours):  # those are not about this conversation
             self.deaths += 1
@@ -209,6 +210,9 @@ class Residence:
     def go_over(self, home: Home, ahead: Iterable[FrameOut]) -> None:
         """Speak from this home on; `ahead` is what it has answered beyond the one before it."""
         former, self.home = self.home, home
+        # Who moves has been read and answered in full by two replicas, one of which lives on: if the other dies now,
+        # that says no more of the conversation than if it had not moved.
+        self._proven = former is not None and (former.frames >= SAFE_FRAMES or self._proven)
         if former is None:
             self.recoveries += 1
             self._speaker.resumed()

@@ -269,6 +269,28 @@ async def test_a_move_is_not_noticed() -> None:
         assert all(len(frame.pcm) for frame in caller.heard)
 
 
+async def test_a_death_soon_after_a_move_is_not_the_conversations_doing() -> None:
+    """Suspects are rebuilt one at a time: four that had just moved waited for one another for ten seconds."""
+    world = World()
+    async with calling(world) as caller:
+        await caller.say(30)
+        world.replicas["r0"].ask_to_move()
+        await caller.say(12)
+        home = caller.conversation.residence.home
+        assert home is not None
+        assert home.frames < 25
+        world.replicas[home.replica].die()
+        await caller.say(10)
+        assert [request.deaths for request in world.router.requests if request.recovery] == [0]
+        home = caller.conversation.residence.home
+        assert home is not None
+        world.replicas[home.replica].die()  # but who was rebuilt, and the replica is dead again, may be
+        await caller.say(10)
+        # Asked twice: the replica that died first is offered once more.
+        assert [request.deaths for request in world.router.requests if request.recovery] == [0, 1, 1]
+        caller.assert_undisturbed()
+
+
 async def test_who_says_nothing_is_moved_too() -> None:
     world = World()
     async with calling(world) as caller:
