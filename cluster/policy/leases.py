@@ -152,7 +152,9 @@ class LeaseTable:
         if pending is None or pending.epoch != epoch:
             raise NotHeld(f"nothing is prepared for session {session} at epoch {epoch}")
         self._end(active, now_s)
-        return self._promote(pending)
+        # Whoever moves goes over once the next home has the whole journal; its report says so only later.
+        self._remove(pending)
+        return self._insert(self._active, replace(pending, live_s=now_s if pending.live_s is None else pending.live_s))
 
     def resume(self, session: str, serial: int, tenant: str, owner: str, now_s: float) -> Lease:
         """The same slot for a new owner under the next epoch and serial; a move under way is given up.

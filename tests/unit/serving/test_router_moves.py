@@ -109,6 +109,18 @@ async def test_a_move_takes_a_second_slot_and_the_first_stays_in_force_until_it_
     assert stage.view("r1") == (0, 0, 4)
 
 
+async def test_who_has_just_moved_is_resumed_at_once(stage: Stage) -> None:
+    """The next home has the whole journal when a move is committed, though its report does not say so yet."""
+    stage.start("r1")
+    await stage.call("a")
+    stage.start("r2")
+    new = await stage.router.prepare(ask("a", after_epoch=1))
+    stage.hold(new, live=False)
+    await stage.router.commit("a", 2, "i1")
+    resumed = await asyncio.wait_for(stage.router.resume(back("a", 0, "i2")), 1.0)
+    assert (resumed.replica, resumed.serial) == ("r2", 1)
+
+
 async def test_asking_again_to_move_gives_the_same_slot_or_another_if_that_one_is_to_be_avoided(stage: Stage) -> None:
     for replica in ("r1", "r2", "r3"):
         stage.start(replica)
