@@ -32,7 +32,7 @@ demo: $(STAMP) ## start the system, hold four conversations at once, write out/,
 serve: $(STAMP) ## start the system and leave it running on http://localhost:8998
 	@$(BIN)/personaplex serve
 
-test: $(STAMP) $(LIVEKIT) ## pass every test (12 minutes at most on two cores)
+test: $(STAMP) $(LIVEKIT) ## pass every test (15 minutes at most on two cores)
 	@$(BIN)/python -m pytest -m "not full and not gpu"
 
 test-full: $(STAMP) $(LIVEKIT) ## the same and what takes longer, Triton's kernels included (80 minutes at most)
