@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -90,24 +91,46 @@ def _enrolment(mimi: Mimi, bank: Bank, voice: str, line: str) -> npt.NDArray[np.
 
 def encode_shard(mimi: Mimi, paths: list[Path], tokenizer: TextTokenizer) -> Shard:
     """Some dialogues as the tensors of a shard."""
-    frames, roles, voices = [], [], []
+    coded = []
     for path in paths:
         about = load_description(path)
         agent, user = encode(mimi, read_pcm(path))
         spoken = [event for event in about["events"] if event["speaker"] == "agent"]
         words = sorted((Word(*word) for event in spoken for word in event["words"]), key=lambda word: word.start_s)
         text = text_stream(words, len(agent), tokenizer.encode)
-        frames.append(np.concatenate([text[:, None], agent, user], axis=1))
-        roles.append(np.array(tokenizer.encode_role(about["prompt"]), dtype=np.int16))
-        voices.append(AGENT_VOICES.index(about["agent_voice"]))
+        frames = np.concatenate([text[:, None], agent, user], axis=1)
+        coded.append(Coded(int(path.stem), frames, about["prompt"], about["agent_voice"]))
+    return shard_of(coded, tokenizer)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A dialogue as tokens: frames [n, 17] int16, undelayed."""
+
+    number: int
+    frames: npt.NDArray[np.int16]
+    prompt: str
+    agent_voice: str
+
+
+def shard_of(coded: Sequence[Coded], tokenizer: TextTokenizer) -> Shard:
+    """Dialogues as training.lm_data reads them."""
+    roles = [np.array(tokenizer.encode_role(each.prompt), dtype=np.int16) for each in coded]
     return {
-        "frames": torch.from_numpy(np.concatenate(frames)),
+        "frames": torch.from_numpy(np.concatenate([each.frames for each in coded])),
         "roles": torch.from_numpy(np.concatenate(roles)),
-        "frame_ends": torch.tensor(np.cumsum([len(item) for item in frames])),
-        "role_ends": torch.tensor(np.cumsum([len(item) for item in roles])),
-        "voices": torch.tensor(voices),
-        "numbers": torch.tensor([int(path.stem) for path in paths]),
+        "frame_ends": torch.tensor(np.cumsum([len(each.frames) for each in coded])),
+        "role_ends": torch.tensor(np.cumsum([len(role) for role in roles])),
+        "voices": torch.tensor([AGENT_VOICES.index(each.agent_voice) for each in coded]),
+        "numbers": torch.tensor([each.number for each in coded]),
     }
+
+
+def save_whole(path: Path, tensors: Shard, metadata: dict[str, str] | None = None) -> None:
+    """Writes a file of tensors whole or not at all."""
+    temporary = path.with_suffix(".part")
+    save_file(tensors, temporary, metadata=metadata)
+    temporary.replace(path)
 
 
 def joined(first: Shard, second: Shard) -> Shard:
@@ -145,9 +168,7 @@ def work(codec: Path, job: Job) -> str:
     shard = encode_shard(load_codec(codec)[0], job.paths, TextTokenizer(TOKENIZER))
     if job.target.exists():
         shard = joined(load_file(job.target), shard)
-    temporary = job.target.with_suffix(".part")
-    save_file(shard, temporary)
-    temporary.replace(job.target)
+    save_whole(job.target, shard)
     return f"{job.target.name}: {len(job.paths)} dialogues more, now {len(shard['numbers'])}"
 
 

@@ -22,13 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from models.config import FRAME_SAMPLES
 from models.mimi import Mimi
 from training.augment import Audio, coloured_noise, convolve, decibels, limited, room_response
 from training.bank import Bank, key_of
-from training.codes import SETTLED, encode, load_codec
+from training.codes import SETTLED, encode, load_codec, save_whole
 from training.kokoro import RATE, Utterance
 from training.script import Speaker
 
@@ -152,15 +151,13 @@ def _work(codec: Path, folder: Path, job: tuple[int, list[tuple[Said, int]]]) ->
     number, wanted = job
     pieces = encode_pieces(load_codec(codec)[0], wanted, Bank())
     target = folder / f"spoken-{number:04d}.safetensors"
-    temporary = target.with_suffix(".part")
     names = json.dumps([[said.speaker, said.voice, said.text, variant] for said, variant in wanted])
     tensors = {
         "codes": torch.from_numpy(np.concatenate([piece.codes for piece in pieces])),
         "ends": torch.tensor(np.cumsum([len(piece.codes) for piece in pieces])),
         "offsets": torch.tensor([piece.offset for piece in pieces]),
     }
-    save_file(tensors, temporary, metadata={"names": names})
-    temporary.replace(target)
+    save_whole(target, tensors, {"names": names})
     return f"{target.name}: {len(pieces)} utterances, {len(tensors['codes'])} frames"
 
 

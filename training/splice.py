@@ -16,8 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, STREAMS
 from models.demo_checkpoint import TOKENIZER
@@ -25,11 +24,11 @@ from models.prompt import AGENT, USER
 from models.tokenizer import TextTokenizer
 from training.bank import PLANS, Bank
 from training.codec_model import codes_digest
-from training.codes import load_codec
+from training.codes import Coded, load_codec, save_whole, shard_of
 from training.folders import state_folder
 from training.kokoro import RATE, Utterance, Word
 from training.pieces import VARIANTS, Codes, Pieces, Said, between, encode_missing, played
-from training.script import AGENT_VOICES, Plan, Script, write_script
+from training.script import Plan, Script, write_script
 from training.text_stream import text_stream
 from training.timeline import Placed, Timeline, lay_out
 
@@ -112,23 +111,14 @@ def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, see
         utterance = held.get((voice, text)) or held.setdefault((voice, text), bank.load(voice, text))
         return played(utterance, speed) if voice == user else utterance
 
-    frames = []
+    coded = []
     for script in scripts:
         speed = VARIANTS["user"][user_of(script, seed)].speed
         timeline = lay_out(script, partial(lookup, speed, script.user_voice))
-        frames.append(splice(script, timeline, codec, seed))
-    roles = [np.array(codec.tokenizer.encode_role(script.prompt), dtype=np.int16) for script in scripts]
-    shard = {
-        "frames": torch.from_numpy(np.concatenate(frames)),
-        "roles": torch.from_numpy(np.concatenate(roles)),
-        "frame_ends": torch.tensor(np.cumsum([len(item) for item in frames])),
-        "role_ends": torch.tensor(np.cumsum([len(item) for item in roles])),
-        "voices": torch.tensor([AGENT_VOICES.index(script.agent_voice) for script in scripts]),
-        "numbers": torch.tensor([script.index for script in scripts]),
-    }
-    temporary = path.with_suffix(".part")
-    save_file(shard, temporary)
-    temporary.replace(path)
+        frames = splice(script, timeline, codec, seed)
+        coded.append(Coded(script.index, frames, script.prompt, script.agent_voice))
+    shard = shard_of(coded, codec.tokenizer)
+    save_whole(path, shard)
     return len(shard["frames"])
 
 

@@ -153,8 +153,7 @@ class LeaseTable:
             raise NotHeld(f"nothing is prepared for session {session} at epoch {epoch}")
         self._end(active, now_s)
         # Whoever moves goes over once the next home has the whole journal; its report says so only later.
-        self._remove(pending)
-        return self._insert(self._active, replace(pending, live_s=now_s if pending.live_s is None else pending.live_s))
+        return self._promote(pending, now_s if pending.live_s is None else pending.live_s)
 
     def resume(self, session: str, serial: int, tenant: str, owner: str, now_s: float) -> Lease:
         """The same slot for a new owner under the next epoch and serial; a move under way is given up.
@@ -319,11 +318,11 @@ class LeaseTable:
         pending = self._pending.get(lease.session)
         self._end(lease, now_s, opened=silent, revivable=silent)
         if pending is not None and pending is not lease:
-            self._promote(pending)
+            self._promote(pending, pending.live_s)
 
-    def _promote(self, pending: Lease) -> Lease:
+    def _promote(self, pending: Lease, live_s: float | None) -> Lease:
         self._remove(pending)
-        return self._insert(self._active, pending)
+        return self._insert(self._active, replace(pending, live_s=live_s))
 
     def _end(self, lease: Lease | None, now_s: float, *, opened: bool = True, revivable: bool = False) -> None:
         """Take a lease out; its slot is quarantined if the replica may know of it (`opened`)."""
