@@ -20,9 +20,10 @@ from serving.router import RouterStatus
 from serving.session import ConversationHub
 from serving.tenants import Tenants, hash_key
 from tests.chat_fakes import EchoServer
-from tests.failover_fakes import SPEC, TENANT, Model, Trunks, World, spoken, undisturbed
+from tests.failover_callers import run, talk
+from tests.failover_fakes import TENANT, Trunks, World
+from tests.fake_replica import SPEC, Model, spoken, undisturbed
 from tests.unit.serving.test_api import CATALOG
-from tests.unit.serving.test_resume import run, talk
 
 HOME = "http://localhost"
 

@@ -13,7 +13,8 @@ from actors.errors import ServingError
 from actors.messages import Failed, FrameOut
 from serving.conversation import Conversation
 from tests.actor_fakes import settle
-from tests.failover_fakes import SPEC, TENANT, World, spoken, undisturbed
+from tests.failover_fakes import TENANT, World
+from tests.fake_replica import SPEC, spoken, undisturbed
 
 REPLICAS = 3
 replica = st.integers(0, REPLICAS - 1)

@@ -28,7 +28,7 @@ from serving.tenants import Tenant
 from serving.trunk_client import TrunkPool
 from serving.trunk_server import TrunkConfig
 from tests.actor_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine, Handle, Tokenizer
-from tests.failover_fakes import SPEC, spoken
+from tests.fake_replica import SPEC, spoken
 
 TRUNK = TrunkConfig(secret="a secret of the tests", ping_s=0.3, dead_s=5.0)
 TENANT = Tenant("acme")
