@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import ray
 
-from actors.gently import gently
-from actors.promptly import promptly
 from actors.stage_config import StageConfig, StageDescription
-from actors.stage_link import StageServer
-from graphs.stages import ConverseReply, Past, PromptInfo, SessionSpec, StageBatch
-
-if TYPE_CHECKING:
-    from actors.converse_stage import EngineStage
+from actors.stage_shell import StageShell
+from graphs.stages import ConverseReply, ConverseStage, Past, PromptInfo, SessionSpec, StageBatch
 
 
-class EngineShell:
-    """Synchronous: one call at a time, in the order its one caller made them."""
-
+class EngineShell(StageShell[ConverseStage]):
     def __init__(self, config: StageConfig) -> None:
-        def build() -> tuple[EngineStage, StageDescription]:
-            # Here and not above: torch is seconds of start-up that the process which starts the actors does not need.
+        def build() -> tuple[ConverseStage, StageDescription]:
             from actors.stage_build import build_engine
 
             return build_engine(config)
 
-        self._stage, self._description = gently(build)
-        from actors.stage_build import use_threads
-
-        use_threads(config)  # it counts for the thread that says so, and this is the one that works
-
-    @ray.method
-    def listen(self) -> str:
-        """Where its replica may connect, once (actors.stage_link)."""
-        self._server = StageServer(self)
-        return self._server.address
-
-    @ray.method
-    def serve(self) -> None:
-        """Answers whoever has connected until it has gone; no other call of this actor is answered meanwhile."""
-        promptly()
-        self._server.serve()
-
-    @ray.method
-    def describe(self) -> StageDescription:
-        from actors.stage_build import with_memory
-
-        return with_memory(self._description)
+        super().__init__(config, build)
 
     @ray.method
     def open(
@@ -64,14 +33,6 @@ class EngineShell:
     @ray.method
     def step(self, batch: StageBatch) -> ConverseReply:
         return self._stage.step(batch)
-
-    @ray.method
-    def close(self, session: str, epoch: int) -> None:
-        self._stage.close(session, epoch)
-
-    @ray.method
-    def clear(self) -> None:
-        self._stage.clear()
 
 
 EngineActor = ray.remote(EngineShell)
