@@ -22,12 +22,13 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from cluster.ports import free_port
 
 APPLICATION = "personaplex"
 CPUS_A_NODE = 4
@@ -43,7 +44,7 @@ class FakeNodes:
 
         self._resources = resources
         self._head_cpus = head_cpus
-        self._port = _free_port()
+        self._port = free_port()
         self._cluster = Cluster()
         self._workers: list[Any] = []  # None where one was killed: an index stays what it was
         self.start_head()
@@ -164,12 +165,6 @@ def _signal(processes: Iterable[int], number: signal.Signals) -> None:
             os.kill(process, number)
         except ProcessLookupError:
             continue
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def obey(nodes: FakeNodes, command: dict[str, Any]) -> dict[str, Any]:

@@ -15,23 +15,20 @@ import argparse
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from loadtest.server import CLI, served
 
 GAP_MS = 120.0
 FRAME_MS = 80.0
 SESSIONS = (8, 16, 32, 48, 64, 96)
 PROXIES = ("python", "haproxy")
-_START_S, _STOP_S = 180.0, 60.0
-_CLI = (sys.executable, "-m", "serving.cli.main")
 # What a process calls itself, for the parts that every byte of a call passes.
 _PARTS = {
     "proxy": re.compile(r"ray::(ProxyActor|HAProxyManager)|\S*/haproxy "),
@@ -116,50 +113,10 @@ def _family(root: int) -> list[int]:
     return found
 
 
-@contextmanager
-def server(proxy: str, checkpoint: Path, slots: int) -> Iterator[tuple[str, int]]:
-    """`personaplex serve` with one replica; its URL and process. Raises RuntimeError if it does not start."""
-    settings = {"PROXY": proxy, "CHECKPOINT": str(checkpoint), "DEVICE": "cpu", "SLOTS": str(slots)}
-    # All dial within seconds, and prompts are read one after the other.
-    settings |= {"ADMISSION_WAIT_S": "10"}
-    environment = os.environ | {f"PERSONAPLEX_{name}": value for name, value in settings.items()}
-    process = subprocess.Popen(
-        [*_CLI, "serve", "--port", "0"],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    said: list[str] = []
-    up = threading.Event()
-    reading = threading.Thread(target=_read, args=(process.stdout, said, up))
-    reading.start()
-    try:
-        up.wait(_START_S)
-        found = re.search(r"http://[\w.:]+", "".join(said))
-        if found is None or process.poll() is not None:
-            raise RuntimeError("the server did not start:\n" + "".join(said)[-3000:])
-        yield found.group().rstrip("/"), process.pid
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_STOP_S)
-        finally:
-            process.kill()
-            reading.join()
-            process.stdout.close()
-
-
-def _read(lines: IO[str], said: list[str], up: threading.Event) -> None:
-    for line in lines:
-        said.append(line)
-        if "Ctrl-C" in line:
-            up.set()
-    up.set()  # it ended
-
-
 def measure(proxy: str, url: str, process: int, sessions: int, seconds: float) -> Step:
     """One run of the load runner against a server."""
     before = cpu_s(process)
-    command = [*_CLI, "loadtest", url, "--sessions", str(sessions), "--seconds", str(seconds), "--ramp", "2", "--json"]
+    command = [*CLI, "loadtest", url, "--sessions", str(sessions), "--seconds", str(seconds), "--ramp", "2", "--json"]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
     report = json.loads(said)
     frames = max(1, report["frames"])
@@ -179,9 +136,16 @@ def main() -> None:
         checkpoint = Path(folder) / "checkpoint"
         subprocess.run([sys.executable, "-m", "models.demo_checkpoint", str(checkpoint), "--tiny"], check=True)
         for proxy in arguments.proxy:
-            with server(proxy, checkpoint, max(arguments.sessions)) as (url, process):
+            settings = {
+                "proxy": proxy,
+                "checkpoint": checkpoint,
+                "device": "cpu",
+                "slots": max(arguments.sessions),
+                "admission_wait_s": 10,  # all dial within seconds, and prompts are read one after the other
+            }
+            with served(settings) as server:
                 for sessions in sorted(arguments.sessions):
-                    step = measure(proxy, url, process, sessions, arguments.seconds)
+                    step = measure(proxy, server.url, server.process, sessions, arguments.seconds)
                     print(step, flush=True)
                     if not step.in_time:
                         break

@@ -11,14 +11,12 @@ wrapper narrows all three. It also keeps the kernel from buffering megabytes for
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib.util
-import random
-import socket
 import sys
 from pathlib import Path
 
 from actors.promptly import NICENESS
+from cluster.ports import free_port
 from serving.guard import SEND_BUFFER_BYTES
 
 # An ingress is in the same network. HAProxy also waits for so long, or for a second, before it dials again when the one
@@ -97,25 +95,6 @@ def health_environment() -> dict[str, str]:
     """How soon Serve notices that a proxy has died, HAProxy or its own: three checks, by default 10 s apart, which
     left the port closed for half a minute."""
     return {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3"}
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on now.
-
-    Who asks for it listens seconds later, so it is none of those that outgoing connections (Linux: from 32768) or Ray's
-    workers (10002 to 19999) are given meanwhile. Raises OSError where this host cannot be bound.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in random.sample(range(20_000, 32_768), 200):
-        with socket.socket(family) as probe:
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                continue
-            return port
-    raise OSError(errno.EADDRINUSE, f"no port of {host} between 20000 and 32767 is free")
 
 
 def main() -> int:

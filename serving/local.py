@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from cluster.ports import free_port
 from serving.guard import guard_environment
-from serving.haproxy import bundled_haproxy, free_port, haproxy_environment, health_environment
+from serving.haproxy import bundled_haproxy, haproxy_environment, health_environment
 from serving.rollout import Progress, progress, replicas_of
 from serving.settings import ServeSettings
 

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,8 +14,8 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-START_S = 180.0
-STOP_S = 60.0
+from loadtest.server import served
+
 FRAME_S = 0.08
 SILENCE = b"\x01" + bytes(3840)  # 80 ms for a conversation with audio=pcm
 
@@ -29,38 +23,8 @@ SILENCE = b"\x01" + bytes(3840)  # 80 ms for a conversation with audio=pcm
 @contextmanager
 def serve(**settings: Any) -> Iterator[str]:
     """A server with these settings (names as in ServeSettings); its URL, without a slash at its end."""
-    environment = os.environ | {f"PERSONAPLEX_{name.upper()}": str(value) for name, value in settings.items()}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "serving.cli.main", "serve", "--port", "0"],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    said: list[str] = []
-    up = threading.Event()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            said.append(line)
-            if "Ctrl-C" in line:
-                up.set()
-        up.set()  # it ended
-
-    reading = threading.Thread(target=read)
-    reading.start()
-    try:
-        assert up.wait(START_S), f"the server did not start within {START_S} s:\n" + "".join(said)[-5000:]
-        found = re.search(r"http://[\w.:]+", "".join(said))
-        assert found, "the server did not start:\n" + "".join(said)[-5000:]
-        yield found.group().rstrip("/")
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_S)
-        finally:
-            process.kill()
-            reading.join()
-            assert process.stdout is not None
-            process.stdout.close()
+    with served(settings) as server:
+        yield server.url
 
 
 class Caller:

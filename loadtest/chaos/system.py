@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -24,6 +22,7 @@ from typing import Any
 
 import httpx
 
+from cluster.ports import free_port
 from loadtest.chaos.plan import Windows
 from loadtest.chaos.pulse import begin_ordinary
 
@@ -60,7 +59,7 @@ class System:
 
     def __init__(self, layout: Layout, folder: Path) -> None:
         self.layout = layout
-        self.port = _free_port()
+        self.port = free_port()
         self.address = ""
         self._folder = folder
         self._cluster: asyncio.subprocess.Process | None = None
@@ -69,7 +68,7 @@ class System:
         # leave it out: it is to be missed by nobody. All on one machine, so what tells them apart is their port.
         apart = layout.ingresses > 1
         self._head_cpus = ("--head-cpus", "0") if apart else ()
-        head_port = _free_port() if apart else self.port
+        head_port = free_port() if apart else self.port
         settings = {
             "CHECKPOINT": str(folder / "checkpoint"),
             "DEVICE": "cpu",
@@ -210,16 +209,3 @@ class System:
         except TimeoutError:
             self._cluster.kill()
             await self._cluster.wait()
-
-
-def _free_port() -> int:
-    """A port that nobody listens on, and none of those that outgoing connections and Ray's workers are given: what asks
-    for it comes up seconds later."""
-    while True:
-        port = random.randrange(20_000, 32_768)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port

@@ -10,9 +10,9 @@ import ray
 from ray import serve as ray_serve
 from ray.cluster_utils import Cluster
 
+from cluster.ports import free_port
 from serving.app import build_app
 from serving.guard import guard_environment
-from serving.haproxy import free_port
 from serving.local import deploy
 from serving.router import RouterConfig
 from serving.router_client import RouterClient

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.ports import free_port
 from serving import websocket_limits
-from serving.haproxy import bundled_haproxy, free_port
+from serving.haproxy import bundled_haproxy
 from tests.chat_fakes import EchoServer, served
 from tests.real_server import call
 
