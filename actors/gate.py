@@ -12,7 +12,7 @@ done, a later one is refused with the number that is needed, and an epoch that i
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,6 +57,15 @@ class Plan(NamedTuple):
     data: Rows
     answered: dict[int, Answered]
     width: int
+
+    def only(self, keep: Sequence[int], answered: dict[int, Answered]) -> Plan:
+        """The same batch, of which only these (index into `compute`) are to be computed; the others are answered."""
+        return self._replace(
+            compute=tuple(self.compute[j] for j in keep),
+            slots=tuple(self.slots[j] for j in keep),
+            data=self.data[list(keep)],
+            answered=answered,
+        )
 
 
 @dataclass(slots=True)
@@ -178,14 +187,7 @@ class FrameGate:
         for j, reason in bad.items():
             answered[plan.compute[j]] = Answered(Verdict.FAILED, 0, None)
             self.fail(plan.keys[plan.compute[j]].session, reason)
-        return Plan(
-            plan.keys,
-            tuple(plan.compute[j] for j in keep),
-            tuple(plan.slots[j] for j in keep),
-            plan.data[keep],
-            answered,
-            plan.width,
-        )
+        return plan.only(keep, answered)
 
     def postpone(self, plan: Plan, slots: Collection[int]) -> Plan:
         """Takes entries of these slots out of a plan; their frames wait (NEED, with their own number)."""
@@ -195,14 +197,7 @@ class FrameGate:
         answered = dict(plan.answered)
         for j in set(range(len(plan.slots))) - set(keep):
             answered[plan.compute[j]] = Answered(Verdict.NEED, plan.keys[plan.compute[j]].frame, None)
-        return Plan(
-            plan.keys,
-            tuple(plan.compute[j] for j in keep),
-            tuple(plan.slots[j] for j in keep),
-            plan.data[keep],
-            answered,
-            plan.width,
-        )
+        return plan.only(keep, answered)
 
     def commit(self, plan: Plan, rows: Rows) -> StageReply:
         """Notes what was computed (`rows` [len(plan.compute), width]) and assembles the answer to the batch."""

@@ -192,14 +192,14 @@ def products(
 
 @compiled
 def rms_norm(x: Any, alpha: Any, out: Any) -> None:
-    """out [rows, dim] = x · rsqrt(mean(x²) + 1e-8) · alpha [dim]."""
+    """out [rows, dim] = x · rsqrt(mean(x²) + 1e-8) · alpha [dim], as out stores numbers."""
     for row in range(x.shape[0]):
         total = np.float32(0.0)
         for i in range(x.shape[1]):
             total += x[row, i] * x[row, i]
         scale = np.float32(1.0) / np.sqrt(total / np.float32(x.shape[1]) + RMS_EPS)
         for i in range(x.shape[1]):
-            out[row, i] = x[row, i] * scale * alpha[i]
+            out[row, i] = narrow(x[row, i] * scale * alpha[i], out)
 
 
 @compiled

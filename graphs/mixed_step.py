@@ -17,25 +17,13 @@ import torch
 from torch import Tensor
 
 from graphs.attention_cpu import CompiledCache
-from graphs.compiled import RMS_EPS, as_array, compiled, exp, narrow, widen
+from graphs.compiled import as_array, compiled, exp, narrow, rms_norm, widen
 from graphs.compiled_layers import embed
 from graphs.compiled_step import CompiledModel
 from graphs.kv_cache import KVCache, Span
 from graphs.products import Array, Product, make_product
 from models.layers import rope_rotation
 from models.lm import LanguageModel, TemporalLayer
-
-
-@compiled
-def _norm(x: Any, alpha: Any, out: Any) -> None:
-    """out [rows, width] = x · rsqrt(mean(x²) + 1e-8) · alpha [dim], as out stores numbers."""
-    for row in range(x.shape[0]):
-        total = np.float32(0.0)
-        for i in range(x.shape[1]):
-            total += x[row, i] * x[row, i]
-        scale = np.float32(1.0) / np.sqrt(total / np.float32(x.shape[1]) + RMS_EPS)
-        for i in range(x.shape[1]):
-            out[row, i] = narrow(x[row, i] * scale * alpha[i], out)
 
 
 @compiled
@@ -134,7 +122,7 @@ class MixedModel(CompiledModel):
 def _normed(x: Array, alpha: Array, product: Product) -> Array:
     """The norm of x as `product` takes it."""
     out = np.zeros((len(x), product.width), dtype=product.words)
-    _norm(x, alpha, out)
+    rms_norm(x, alpha, out)
     return out
 
 

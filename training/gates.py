@@ -13,7 +13,6 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from evaluation.duplex.words import errors
 from models.config import FRAME_SAMPLES, SAMPLE_RATE
 from models.mimi import Mimi
 from training.bank import Bank, read_pcm
@@ -81,16 +81,6 @@ class Gates:
 def normalise(text: str) -> list[str]:
     """Words without case and punctuation."""
     return re.sub(r"[^a-z' ]+", " ", text.lower().replace("-", " ")).split()
-
-
-def word_errors(said: Sequence[str], heard: Sequence[str]) -> int:
-    """Least number of words to change, drop and add (Levenshtein) from `said` to `heard`."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(said, 1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            before, row[j] = row[j], min(before + (word != other), row[j] + 1, row[j - 1] + 1)
-    return row[-1]
 
 
 def clips(bank: Bank, minutes: float) -> list[tuple[str, str, Audio]]:
@@ -173,7 +163,7 @@ class _Tally:
         self._voices: dict[str, list[tuple[int, int, float]]] = {}  # of every clip: words wrong, words, similarity
 
     def add(self, voice: str, said: list[str], original: Audio, made: Audio) -> None:
-        wrong = word_errors(said, self._judges.words(made))
+        wrong = errors(said, self._judges.words(made))
         self._voices.setdefault(voice, []).append((wrong, len(said), self._judges.similarity(original, made)))
 
     @property

@@ -7,12 +7,12 @@ import secrets
 import socket
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serving.cli.console import err, fail, note, out
+from serving.cli.options import Accelerator, Checkpoint, Host, KeysFile, Slots
 from serving.cli.serve import settings_from
 
 if TYPE_CHECKING:
@@ -29,19 +29,10 @@ def deploy(
     address: Annotated[
         str, typer.Option(envvar="RAY_ADDRESS", help="The cluster: HOST:PORT of its GCS, or auto on one of its nodes.")
     ] = "auto",
-    checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", "-c", help="Folder, Hugging Face repository, or demo.", show_default="demo"),
-    ] = None,
+    checkpoint: Checkpoint = None,
     port: Annotated[int | None, typer.Option(min=1, help="HTTP port on every node.", show_default="8998")] = None,
-    host: Annotated[
-        str | None,
-        typer.Option(help="Address to bind. Beyond loopback, --keys-file is required.", show_default="127.0.0.1"),
-    ] = None,
-    slots: Annotated[
-        str | None,
-        typer.Option(help="Conversations a replica holds at once; auto: what fits.", show_default="auto, 4 on a CPU"),
-    ] = None,
+    host: Host = None,
+    slots: Slots = None,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Replicas kept even when nobody calls.", show_default="1")
     ] = None,
@@ -51,12 +42,8 @@ def deploy(
     ingresses: Annotated[
         int | None, typer.Option(min=1, help="Ingress processes, one a node.", show_default="1")
     ] = None,
-    accelerator: Annotated[
-        str | None, typer.Option(help="What a replica asks Ray for: H100, none, auto.", show_default="auto")
-    ] = None,
-    keys_file: Annotated[
-        Path | None, typer.Option(help="API keys with their tenants' limits.", show_default="none: open on loopback")
-    ] = None,
+    accelerator: Accelerator = None,
+    keys_file: KeysFile = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Return when the last call on an ingress of the former build is over, too.")
     ] = False,

@@ -8,31 +8,22 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from serving.cli.console import WRONG_USE, err, fail, introduce, out
+from serving.cli.options import Accelerator, Checkpoint, Host, KeysFile, Slots
 
 if TYPE_CHECKING:
     from serving.settings import ServeSettings
 
 
 def serve(
-    checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", "-c", help="Folder, Hugging Face repository, or demo.", show_default="demo"),
-    ] = None,
+    checkpoint: Checkpoint = None,
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.", show_default="8998")] = None,
-    host: Annotated[
-        str | None,
-        typer.Option(help="Address to bind. Beyond loopback, --keys-file is required.", show_default="127.0.0.1"),
-    ] = None,
-    slots: Annotated[
-        str | None,
-        typer.Option(help="Conversations a replica holds at once; auto: what fits.", show_default="auto, 4 on a CPU"),
-    ] = None,
+    host: Host = None,
+    slots: Slots = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default="auto")] = None,
     attention_backend: Annotated[
@@ -50,12 +41,8 @@ def serve(
     max_replicas: Annotated[
         int | None, typer.Option(help="Most replicas autoscaling may start.", show_default="1")
     ] = None,
-    accelerator: Annotated[
-        str | None, typer.Option(help="What a replica asks Ray for: H100, none, auto.", show_default="auto")
-    ] = None,
-    keys_file: Annotated[
-        Path | None, typer.Option(help="API keys with their tenants' limits.", show_default="none: open on loopback")
-    ] = None,
+    accelerator: Accelerator = None,
+    keys_file: KeysFile = None,
     opus_complexity: Annotated[int | None, typer.Option(help="0 to 10.", show_default="5")] = None,
     otlp_endpoint: Annotated[
         str | None, typer.Option(help="Where traces and metrics go (OTLP over HTTP).", show_default="nowhere")

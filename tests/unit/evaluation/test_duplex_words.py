@@ -63,7 +63,15 @@ def test_negative_numbers_are_refused() -> None:
 class TestErrors:
     @pytest.mark.parametrize(
         ("said", "heard", "count"),
-        [("a b c", "a b c", 0), ("a b c", "a x c", 1), ("a b c", "a c", 1), ("a b", "x a b y", 2), ("", "a", 1)],
+        [
+            ("a b c", "a b c", 0),
+            ("a b c", "a x c", 1),
+            ("a b c", "a c", 1),
+            ("a b", "x a b y", 2),
+            ("a b", "a b c d", 2),
+            ("", "a", 1),
+            ("a b c", "b c a", 2),
+        ],
     )
     def test_by_hand(self, said: str, heard: str, count: int) -> None:
         assert errors(said.split(), heard.split()) == count

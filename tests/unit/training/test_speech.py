@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from training.augment import convolve, decibels, limited, microphone, rms, room_response
-from training.gates import normalise, word_errors
+from training.gates import normalise
 from training.kokoro import Kokoro
 from training.phonemes import assign_words
 from training.setup_env import VOICES
@@ -53,23 +53,8 @@ class TestMicrophone:
         assert np.abs(limited(np.array([0.5, -4.0], dtype=np.float32))).max() == pytest.approx(0.98)
 
 
-class TestWordErrors:
-    @pytest.mark.parametrize(
-        ("said", "heard", "errors"),
-        [
-            ("a b c", "a b c", 0),
-            ("a b c", "a x c", 1),
-            ("a b c", "a c", 1),
-            ("a b", "a b c d", 2),
-            ("", "a", 1),
-            ("a b c", "b c a", 2),
-        ],
-    )
-    def test_counts_changes(self, said: str, heard: str, errors: int) -> None:
-        assert word_errors(said.split(), heard.split()) == errors
-
-    def test_case_and_punctuation_are_no_errors(self) -> None:
-        assert normalise("Hello, it's TWENTY-five!") == ["hello", "it's", "twenty", "five"]
+def test_case_and_punctuation_are_no_errors() -> None:
+    assert normalise("Hello, it's TWENTY-five!") == ["hello", "it's", "twenty", "five"]
 
 
 @pytest.mark.skipif(not _READY, reason="synthesis needs `python -m training.setup_env` and its environment")
