@@ -33,6 +33,7 @@ from serving.holding import Holding, pause
 from serving.home import Home, TrunkPort
 from serving.routing import Grant
 from serving.shadow import Shadow
+from serving.steps import Steps
 
 if TYPE_CHECKING:
     from serving.residence import Residence
@@ -80,7 +81,15 @@ class Relocation:
         self._refused = False  # no other replica would say otherwise
         self._avoid: dict[str, float] = {}  # replica → until when
         self._failure: ServingError | None = None  # of the next home
+        self._waits = False  # the next home is level: nothing is missing but the router's word
         self._shadow = Shadow(call.journal)
+
+    def replace_home(self) -> bool:
+        """Go over at once, if the next home is level; whether it was."""
+        if not self._waits or self._failure is not None or self.next is None:
+            return False
+        self._go_over(self.next)
+        return True
 
     def home_lost(self, replica: str, error: ServingError) -> None:
         """The conversation has no home (any more); do not go back there for a while."""
@@ -107,7 +116,7 @@ class Relocation:
 
     async def _attempt(self) -> ServingError | None:
         """One try at one replica. None when the conversation has gone over to it."""
-        call, home = self._call, None
+        call, home, former = self._call, None, self._call.home
         self._failure, self._shadow = None, Shadow(call.journal)
         steps = Steps(self._clock)
         try:
@@ -121,9 +130,12 @@ class Relocation:
             steps.done("ready")
             await self._level(home)
             steps.done("level")
-            # Committed while the old home still speaks, so that a slot that has run out costs nothing.
-            await self._unless(self._holding.commit(), lambda: call.home is None)
-            call.go_over(home, self._shadow.ahead)
+            # Committed while the old home still speaks, so that a slot that has run out costs nothing. The router may
+            # tell the old home before it tells us: see Residence.lose.
+            self._waits = True
+            await self._unless(self._holding.commit(), lambda: call.home is not former)
+            if self._waits:
+                self._go_over(home)
             await self._unless(self._holding.commit(), lambda: call.home is not home)
             if self._failure is not None:
                 call.lose(home, self._failure)
@@ -136,7 +148,7 @@ class Relocation:
                 call.lose(home, error)  # if it is home already: what is not committed is nobody's
             return error
         finally:
-            self.next, self.holds = None, False
+            self.next, self.holds, self._waits = None, False, False
             if home is None or call.home is not home:
                 if home is not None:
                     home.leave("the conversation went elsewhere")
@@ -215,6 +227,10 @@ class Relocation:
             call.differs = True  # next time one speaks at a time
             raise ConversationBroken("The next replica computed other tokens than the one before it.")
 
+    def _go_over(self, home: Home) -> None:
+        self._waits = False
+        self._call.go_over(home, self._shadow.ahead)
+
     def deliver(self, home: Home, message: Down) -> None:
         """What the next home says, before it is home."""
         if isinstance(message, FrameOut):
@@ -267,21 +283,6 @@ class Relocation:
             for each in (task, stopped):
                 each.cancel()
             await asyncio.gather(task, stopped, return_exceptions=True)
-
-
-class Steps:
-    """When each step of an attempt was done, in seconds after its beginning: for the log."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._began_s = clock.now()
-        self._done: list[str] = []
-
-    def done(self, what: str) -> None:
-        self._done.append(f"{what} {self._clock.now() - self._began_s:.2f}")
-
-    def __str__(self) -> str:
-        return ", ".join(self._done) or "nothing"
 
 
 def snapshot(journal: Journal, codec_s: float) -> bytes:

@@ -192,12 +192,18 @@ class Residence:
         if isinstance(error, _CLIENTS_OWN) and not self.begun:
             self._speaker.fail(error)
             return
+        self.count_death(home, error, proven=self._proven)
+        relocation = self._relocate()
+        relocation.home_lost(home.replica, error)
+        if relocation.replace_home():
+            # Most often the router has told it that its lease has moved on, and the same word to us is on its way.
+            log.info("session %s: %s ended before the move was known to be done: %s", self.session, home.replica, error)
+            self._proven = self._proven and isinstance(error, NotYours)  # else it may have died of this conversation
+            return
         log.warning("session %s lost its home at %s: %s", self.session, home.replica, error)
         self.home = None
-        self.count_death(home, error, proven=self._proven)
         home.leave("the conversation goes on elsewhere")
         self._speaker.lost()
-        self._relocate().home_lost(home.replica, error)
         self._speaker.wake()
 
     def count_death(self, home: Home, error: ServingError, *, proven: bool = False) -> None:

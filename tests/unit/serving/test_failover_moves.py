@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.failover_callers import calling
 from tests.failover_fakes import World
 
@@ -180,6 +182,56 @@ async def test_a_home_that_dies_while_the_router_is_away_is_replaced_by_the_next
         await caller.say(10)
         assert world.router.leases[caller.conversation.session].replica == "r1"
         caller.assert_undisturbed()
+
+
+@pytest.mark.parametrize("code", ["stale_epoch", "engine_lost"])
+async def test_a_home_that_ends_before_the_commit_is_answered_is_left_without_a_pause(code: str) -> None:
+    """The router tells the old home with its next report, which may be before its answer is here."""
+    world = World()
+    async with calling(world) as caller:
+        await caller.say(30)
+        residence = caller.conversation.residence
+        world.router.commits_unheard = True
+        world.replicas["r0"].ask_to_move()
+        while world.router.leases[caller.conversation.session].replica == "r0":
+            await caller.say(1)
+        assert world.router.pending == {}
+        assert residence.home is not None
+        assert residence.home.replica == "r0"
+        world.replicas["r0"].lose_engine(code)
+        world.replicas["r0"].flush()
+        assert residence.home.replica == "r1"
+        assert (residence.recoveries, residence.moves, residence.deaths) == (0, 1, 0)
+        await caller.say(10)
+        world.router.commits_unheard = False
+        await caller.say(10)
+        caller.assert_undisturbed()
+        assert len(caller.heard) == caller.said
+        assert all(len(frame.pcm) for frame in caller.heard), "nothing is heard of it"
+        assert residence.settled
+
+
+async def test_a_next_home_that_dies_right_after_it_took_over_is_replaced() -> None:
+    """Both end before the router's answer is here."""
+    world = World()
+    async with calling(world) as caller:
+        await caller.say(30)
+        residence = caller.conversation.residence
+        world.router.commits_unheard = True
+        world.replicas["r0"].ask_to_move()
+        while world.router.leases[caller.conversation.session].replica == "r0":
+            await caller.say(1)
+        for name in ("r0", "r1"):
+            world.replicas[name].lose_engine()
+            world.replicas[name].flush()
+        assert residence.home is None
+        await caller.say(10)
+        world.router.commits_unheard = False
+        await caller.say(20)
+        caller.assert_undisturbed()
+        assert len(caller.heard) == caller.said
+        assert (residence.recoveries, residence.moves) == (1, 1)
+        assert residence.settled
 
 
 async def test_a_move_that_has_run_out_is_given_up() -> None:

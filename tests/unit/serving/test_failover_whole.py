@@ -33,6 +33,7 @@ from tests.fake_replica import SPEC, spoken
 TRUNK = TrunkConfig(secret="a secret of the tests", ping_s=0.3, dead_s=5.0)
 TENANT = Tenant("acme")
 SLOTS = 4
+BEAT_S = 0.2
 TICK_S = 0.02  # four times as fast as people speak
 
 
@@ -44,9 +45,10 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 class Line:
     """The router as its clients reach it: replicas report, the ingress `i` asks."""
 
-    def __init__(self, router: SessionRouter, ingress: str) -> None:
+    def __init__(self, router: SessionRouter, ingress: str, answer_s: float = 0.0) -> None:
         self.router = router
         self.ingress = ingress
+        self._answer_s = answer_s  # what its word to an ingress takes that a move is done
 
     async def report(self, report: ReplicaReport) -> ReportReply:
         return self.router.report(report)
@@ -62,6 +64,7 @@ class Line:
 
     async def commit(self, session: str, epoch: int) -> None:
         await self.router.commit(session, epoch, self.ingress)
+        await asyncio.sleep(self._answer_s)
 
     async def resume(self, request: ResumeRequest) -> Grant:
         return await self.router.resume(request)
@@ -103,13 +106,13 @@ class Site:
         replica = Replica(
             *stages, slots=SLOTS, tokenizer=Tokenizer(), numerics_id="fake", settings=ReplicaSettings(window_s=0.0)
         )
-        host = ReplicaHost(replica, Line(self.router, ""), HostConfig(name, f"node-{name}", "127.0.0.1", 0.2, TRUNK))
+        host = ReplicaHost(replica, Line(self.router, ""), HostConfig(name, f"node-{name}", "127.0.0.1", BEAT_S, TRUNK))
         await host.start()
         self.hosts[name], self.replicas[name], self.stages[name] = host, replica, stages
 
-    def add_ingress(self, name: str) -> ConversationHub:
+    def add_ingress(self, name: str, answer_s: float = 0.0) -> ConversationHub:
         pool = TrunkPool(name, TRUNK)
-        hub = ConversationHub(Line(self.router, name), pool, Place(name, "node-i"), ServeSettings())
+        hub = ConversationHub(Line(self.router, name, answer_s), pool, Place(name, "node-i"), ServeSettings())
         self.pools.append(pool)
         self.hubs.append(hub)
         return hub
@@ -245,15 +248,18 @@ async def test_it_outlives_a_whole_replica() -> None:
         assert caller.tokens() == quiet.tokens()
 
 
-@pytest.mark.parametrize("calls", [1, 3])
-async def test_a_drain_is_not_heard(calls: int) -> None:
+@pytest.mark.parametrize(("calls", "answer_s"), [(1, 0.0), (3, 0.0), (3, 2 * BEAT_S)])
+async def test_a_drain_is_not_heard(calls: int, answer_s: float) -> None:
+    """Nor where the router tells the former home that it is over before it tells the ingress."""
     async with site() as there:
-        hub = there.add_ingress("i")
+        hub = there.add_ingress("i", answer_s)
         quiet = await undisturbed(there, hub, 80)
         async with AsyncExitStack() as stack:
             callers = [await stack.enter_async_context(calling(hub)) for _ in range(calls)]
             await asyncio.gather(*(caller.say(30) for caller in callers))
             former = there.home_of(callers[0].conversation)
+            # On a busy machine a replica may have had no room for the third.
+            moved = [there.home_of(caller.conversation) == former for caller in callers]
             there.router.drain(former)
             await asyncio.gather(*(caller.say(50) for caller in callers))
             assert all(there.home_of(caller.conversation) != former for caller in callers)
@@ -262,7 +268,7 @@ async def test_a_drain_is_not_heard(calls: int) -> None:
         for caller in callers:
             assert caller.tokens() == quiet.tokens()
             assert caller.sounds() == quiet.sounds()
-            assert caller.conversation.residence.moves == 1
+        assert [caller.conversation.residence.moves for caller in callers] == moved
 
 
 async def test_it_is_resumed_at_another_ingress_after_the_first_has_died() -> None:
