@@ -22,19 +22,17 @@ import numpy.typing as npt
 
 from training.folders import state_folder
 from training.kokoro import RATE, Kokoro, Utterance, Word
-from training.roles import Split, role_names
-from training.script import AGENT_VOICES, USER_VOICES, Plan, speech_of, write_script
+from training.plans import PLANS, held_out_of, script_of
+from training.roles import Split
+from training.script import AGENT_VOICES, Plan, speech_of
 
 _USER_SPEEDS = (0.9, 1.0, 1.1, 1.2)
-PLANS = {
-    "first": Plan(),
-    "wide": Plan(seed=6, roles=role_names(), agent_voices=len(AGENT_VOICES), user_voices=len(USER_VOICES)),
-}
-HELD_OUT_DIALOGUES = 48
 
 
 def key_of(voice: str, text: str) -> str:
-    return hashlib.blake2b(f"kokoro-int8-1\n{voice}\n{text}".encode(), digest_size=12).hexdigest()
+    """Names an utterance on disk. Agents' words begin with frames, users' wherever they do."""
+    way = "kokoro-int8-frames-1" if voice in AGENT_VOICES else "kokoro-int8-1"
+    return hashlib.blake2b(f"{way}\n{voice}\n{text}".encode(), digest_size=12).hexdigest()
 
 
 def speed_of(voice: str, text: str) -> float:
@@ -90,7 +88,7 @@ def wanted(plan: Plan, split: Split, dialogues: int) -> Iterator[tuple[str, str]
     """(voice, text) that the first dialogues of a plan need, each once, in order of need."""
     seen: set[tuple[str, str]] = set()
     for index in range(dialogues):
-        for item in speech_of(write_script(plan, split, index)):
+        for item in speech_of(script_of(plan, split, index)):
             if item not in seen:
                 seen.add(item)
                 yield item
@@ -102,7 +100,7 @@ def _worker(rank: int, workers: int, items: list[tuple[str, str]], progress: Any
     for voice, text in items[rank::workers]:
         seconds = 0.0
         if not bank.has(voice, text):
-            utterance = voice_of.say(text, voice, speed_of(voice, text))
+            utterance = voice_of.say(text, voice, speed_of(voice, text), on_frames=voice in AGENT_VOICES)
             bank.store(voice, text, utterance)
             seconds = utterance.seconds
         with progress.get_lock():
@@ -150,7 +148,7 @@ def main() -> None:
     plan = PLANS[arguments.plan]
     step = 100  # the held-out side early on, the rest in order: whatever is there can already be used
     speak(plan, "train", min(step, arguments.dialogues), arguments.workers)
-    speak(plan, "held_out", HELD_OUT_DIALOGUES, arguments.workers)
+    speak(plan, "held_out", held_out_of(plan), arguments.workers)
     speak(plan, "train", arguments.dialogues, arguments.workers)
 
 

@@ -29,11 +29,12 @@ from models.demo_checkpoint import TOKENIZER, constant_codes
 from models.mimi import Mimi
 from models.tokenizer import TextTokenizer
 from training.average import averaged
-from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank, read_pcm
+from training.bank import Bank, read_pcm
 from training.codec_model import CONFIG, codes_digest
 from training.dialogues import dialogue_path, load_description
 from training.folders import state_folder, write_json
 from training.kokoro import Word
+from training.plans import HELD_OUT_DIALOGUES, PLANS
 from training.roles import Split, load_common
 from training.script import AGENT_VOICES
 from training.state import load_state
@@ -111,6 +112,7 @@ class Coded:
     frames: npt.NDArray[np.int16]
     prompt: str
     agent_voice: str
+    reading: bool = False  # words follow from nothing
 
 
 def shard_of(coded: Sequence[Coded], tokenizer: TextTokenizer) -> Shard:
@@ -123,6 +125,7 @@ def shard_of(coded: Sequence[Coded], tokenizer: TextTokenizer) -> Shard:
         "role_ends": torch.tensor(np.cumsum([len(role) for role in roles])),
         "voices": torch.tensor([AGENT_VOICES.index(each.agent_voice) for each in coded]),
         "numbers": torch.tensor([each.number for each in coded]),
+        "readings": torch.tensor([each.reading for each in coded]),
     }
 
 

@@ -19,11 +19,12 @@ import numpy.typing as npt
 
 from models.config import FRAME_SAMPLES
 from training.augment import Audio, coloured_noise, convolve, decibels, limited, microphone, room_response
-from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank
+from training.bank import Bank
 from training.folders import state_folder, write_json
 from training.kokoro import RATE
+from training.plans import PLANS, held_out_of, script_of
 from training.roles import Split
-from training.script import Plan, Script, speech_of, write_script
+from training.script import Plan, Script, speech_of
 from training.timeline import FADE_S, Placed, Timeline, lay_out
 
 _PER_FOLDER = 200
@@ -91,7 +92,7 @@ def describe(script: Script, timeline: Timeline) -> dict[str, Any]:
 def make(plan_name: str, plan: Plan, split: Split, index: int, bank: Bank) -> float:
     """Writes one dialogue. Returns its seconds."""
     soundfile: Any = importlib.import_module("soundfile")
-    script = write_script(plan, split, index)
+    script = script_of(plan, split, index)
     timeline = lay_out(script, bank.load)
     path = dialogue_path(plan_name, split, index)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ def make(plan_name: str, plan: Plan, split: Split, index: int, bank: Bank) -> fl
 
 def ready(plan: Plan, split: Split, index: int, bank: Bank) -> bool:
     """Whether the bank has every utterance of a dialogue."""
-    return all(bank.has(voice, text) for voice, text in speech_of(write_script(plan, split, index)))
+    return all(bank.has(voice, text) for voice, text in speech_of(script_of(plan, split, index)))
 
 
 def load_description(path: Path) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.nice(max(0, 19 - os.nice(0)))
     plan, bank = PLANS[arguments.plan], Bank()
-    sides: tuple[tuple[Split, int], ...] = (("held_out", HELD_OUT_DIALOGUES), ("train", arguments.dialogues))
+    sides: tuple[tuple[Split, int], ...] = (("held_out", held_out_of(plan)), ("train", arguments.dialogues))
     for split, count in sides:
         made, waiting, seconds = 0, 0, 0.0
         for index in range(count):

@@ -22,9 +22,10 @@ from evaluation.duplex.recording import CONVERSATION, RECORDING, Recording
 from evaluation.duplex.user import Spoken
 from evaluation.duplex.verdicts import ABOUT_REFERENCES, REFERENCES
 from training.augment import Audio, coloured_noise, convolve, decibels, limited, rms, room_response
-from training.bank import HELD_OUT_DIALOGUES, PLANS, Bank, speed_of
+from training.bank import Bank, speed_of
 from training.folders import state_folder
 from training.kokoro import RATE, Kokoro, Utterance
+from training.plans import HELD_OUT_DIALOGUES, PLANS
 from training.roles import load_common
 from training.script import AGENT_VOICES, DIALOGUES_PER_INSTANCE, VOICE_NAMES, Fact, Plan, Script, Turn, write_script
 from training.timeline import FADE_S, agent_words, lay_out

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.config import AUDIO_CODEBOOKS, NO_INPUT, STREAMS, TEXT_PAD, LMConfig
+from models.config import AUDIO_CODEBOOKS, NO_INPUT, STREAMS, TEXT_END_OF_PAD, TEXT_PAD, LMConfig
 from models.prompt import AGENT, USER, build_prompt
 from models.voices import VoicePrompt
 from training.prefetch import numbered
@@ -26,19 +26,22 @@ Codes = npt.NDArray[np.int16]
 Sequence = tuple[Codes, npt.NDArray[np.float32]]  # columns and what their tokens count: `columns_of`
 GENERATED = 1 + AUDIO_CODEBOOKS
 SPELL_FRAMES = 38
+NEAR = 4  # codebooks learnt at every frame, the semantic one among them
 
 
 @dataclass(frozen=True)
 class Weights:
     """What a prediction's loss counts. Moshi: semantic 100, acoustic 1; PersonaPlex: acoustic 0.02, padding 0.3.
 
-    Those fine-tune a model that already speaks. From scratch the acoustic codes have everything to learn.
+    Those fine-tune a model that already speaks. From scratch the acoustic codes have everything to learn; most of all
+    the first three, without which words are not understood (training/README.md).
     """
 
     text: float = 1.0
     padding: float = 0.3
     semantic: float = 1.0
-    acoustic: float = 0.15
+    near: float = 0.4  # books 2 to 4
+    far: float = 0.1  # those behind
 
 
 class LMPart(NamedTuple):
@@ -48,7 +51,7 @@ class LMPart(NamedTuple):
     inputs: Tensor  # the same as the model is shown them: some of them hidden (-1)
     rows: Tensor  # [n] int64, flat indices of the columns whose successor counts
     weights: Tensor  # [n, 9] fp32, of the successor's text and agent codes
-    chosen: Tensor  # [n] bool: where acoustic codes are learnt, too
+    chosen: Tensor  # [n] bool: where the codes behind the first NEAR are learnt, too
 
     def to(self, device: torch.device) -> LMPart:
         return LMPart(*(tensor.to(device) for tensor in self))
@@ -70,6 +73,7 @@ class Item:
     frames: Codes
     role: Codes
     voice: int
+    reading: bool = False  # its words follow from nothing: they are not learnt
 
 
 class EncodedDialogues:
@@ -99,8 +103,9 @@ def _items(shard: dict[str, Tensor]) -> list[Item]:
     frames, roles = shard["frames"].numpy(), shard["roles"].numpy()
     ends, role_ends = shard["frame_ends"].tolist(), shard["role_ends"].tolist()
     starts, role_starts = [0, *ends[:-1]], [0, *role_ends[:-1]]
-    spans = zip(starts, ends, role_starts, role_ends, shard["voices"].tolist(), strict=True)
-    return [Item(frames[a:b], roles[c:d], int(voice)) for a, b, c, d, voice in spans]
+    readings = shard.get("readings", torch.zeros(len(ends), dtype=torch.bool)).tolist()
+    spans = zip(starts, ends, role_starts, role_ends, shard["voices"].tolist(), readings, strict=True)
+    return [Item(frames[a:b], roles[c:d], int(voice), reading) for a, b, c, d, voice, reading in spans]
 
 
 def columns_of(
@@ -119,8 +124,11 @@ def columns_of(
     counted = np.zeros((prompt.frames + len(live), GENERATED), dtype=np.float32)
     table = counted[prompt.frames :]
     table[:, 0] = np.where(live[:, 0] == TEXT_PAD, weights.padding, weights.text)
+    if item.reading:
+        table[(live[:, 0] != TEXT_PAD) & (live[:, 0] != TEXT_END_OF_PAD), 0] = 0.0
     table[:, 1] = weights.semantic
-    table[:, 2:] = weights.acoustic
+    table[:, 2 : 1 + NEAR] = weights.near
+    table[:, 1 + NEAR :] = weights.far
     table[0, delayed[:GENERATED]] = 0.0
     return np.concatenate([prompt.columns, live]).astype(np.int16), counted
 
@@ -134,7 +142,7 @@ class Drawing:
     longest: int  # columns of a sequence
     hide: float = 0.0  # of all codes
     deaf: float = 0.0  # of the time, to itself
-    acoustic: float = 1.0  # of the frames, whose acoustic codes are learnt
+    far: float = 1.0  # of the frames, whose codes behind the first NEAR are learnt, too
     weights: Weights = field(default_factory=Weights)
 
 
@@ -170,7 +178,7 @@ def collate(sequences: list[Sequence], config: LMConfig, how: Drawing, rng: np.r
     for number in range(len(sequences)):
         hidden[number, :, AGENT] |= deaf_spells(time, how.deaf, rng)[:, None]
     inputs = np.where(hidden & counted.any(axis=2, keepdims=True), NO_INPUT, table)
-    chosen = rng.random(len(rows)) < how.acoustic
+    chosen = rng.random(len(rows)) < how.far
     tensors = (table, inputs, rows, ahead.reshape(-1, GENERATED)[rows], chosen)
     return LMPart(*(torch.from_numpy(values) for values in tensors))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.config import AUDIO_CODEBOOKS, LMConfig
 from models.layers import Embedding, Gating, Linear, apply_rope, rope_rotation
 from models.lm import DepthLayer, LanguageModel, TemporalLayer
+from training.lm_data import NEAR
 
 
 class Logits(NamedTuple):
@@ -137,24 +138,23 @@ class States(NamedTuple):
     """What the heads read, fp32."""
 
     text: Tensor  # [1, rows, dim]
-    semantic: Tensor  # [1, rows, depformer_dim]
-    acoustic: Tensor  # [7, chosen rows, depformer_dim]
+    near: Tensor  # [NEAR, rows, depformer_dim]
+    far: Tensor  # [8 - NEAR, chosen rows, depformer_dim]
 
 
 def states(model: LanguageModel, inputs: Tensor, rows: Tensor, following: Tensor, chosen: Tensor) -> States:
     """inputs [batch, time, 17] int64; rows [n] int64: flat indices b * time + t of columns whose successor is to be
     predicted, none of them a sequence's last; following [n, 9]: those successors' text and agent codes; chosen [n]
-    bool: where all eight codes are predicted, and not the first alone. Matrices may be bf16 while embeddings and norms
-    are fp32; the residual streams always are.
+    bool: where all eight codes are predicted, and not the first NEAR alone. Matrices may be bf16 while embeddings and
+    norms are fp32; the residual streams always are.
     """
     batch, time, _ = inputs.shape
     hidden = temporal(model, inputs).reshape(batch * time, -1)[rows]
     whole = depth(model, hidden[chosen], following[chosen])
-    first = depth(model, hidden[~chosen], following[~chosen], books=1)
-    # Rows in their order again: the semantic codes of both kinds.
+    others = depth(model, hidden[~chosen], following[~chosen], books=NEAR)
+    # Rows in their order again: the first codes of both kinds.
     order = torch.cat([chosen.nonzero(), (~chosen).nonzero()]).squeeze(1).argsort()
-    semantic = torch.cat([whole[:1], first], dim=1)[:, order]
-    return States(hidden.unsqueeze(0), semantic, whole[1:])
+    return States(hidden.unsqueeze(0), torch.cat([whole[:NEAR], others], dim=1)[:, order], whole[NEAR:])
 
 
 def heads(model: LanguageModel) -> tuple[list[Tensor], list[Tensor]]:
@@ -167,7 +167,7 @@ def forward(model: LanguageModel, columns: Tensor, rows: Tensor) -> Logits:
     following = columns.reshape(-1, columns.shape[-1])[rows + 1][:, : 1 + AUDIO_CODEBOOKS]
     read = states(model, columns, rows, following, torch.ones_like(rows, dtype=torch.bool))
     low = model.text_linear.weight.dtype
-    logits = torch.bmm(torch.cat([read.semantic, read.acoustic]).to(low), _stacked(model.linears).transpose(1, 2))
+    logits = torch.bmm(torch.cat([read.near, read.far]).to(low), _stacked(model.linears).transpose(1, 2))
     return Logits(model.text_logits(read.text[0].to(low)), logits.float())
 
 

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from models.config import AUDIO_CODEBOOKS, TEXT_PAD
 from models.lm import LanguageModel
-from training.lm_data import LMBatch, LMPart
+from training.lm_data import NEAR, LMBatch, LMPart
 from training.lm_forward import heads, states
 from training.lm_loss import heads_loss
 from training.optim import adamw, pack_moments, set_rate, unpack_moments
 
-FIGURES = ("text", "words", "semantic", "acoustic")
+FIGURES = ("text", "words", "semantic", "near", "far")
 Named = list[tuple[str, nn.Parameter]]
 
 
 def loss_of(model: LanguageModel, part: LMPart, totals: Tensor) -> tuple[Tensor, Tensor]:
-    """A part's share of its batch's loss, and what the batch's figures are made of: [4, 2], sums in nats and counts.
+    """A part's share of its batch's loss, and what the batch's figures are made of: [5, 2], sums in nats and counts.
 
     Each kind of loss is averaged over its own weight in the whole batch (`totals`: of the text; frames), so that
     a batch's mix of padding and words does not move the others.
@@ -38,14 +38,17 @@ def loss_of(model: LanguageModel, part: LMPart, totals: Tensor) -> tuple[Tensor,
     text_loss, text = heads_loss(read.text, text_heads, targets[:1], weights[:1])
     # The first live column's delayed codes still belong to the prompt: they count nothing and may be -1.
     codes = targets[1:].clamp(min=0)
-    first_loss, first = heads_loss(read.semantic, code_heads[:1], codes[:1], weights[1:2])
-    # Chosen rows stand for all: their acoustic codes count for those of the others, too.
-    told, share = weights[2:, part.chosen], part.chosen.float().mean().clamp(min=1e-6)
-    rest_loss, rest = heads_loss(read.acoustic, code_heads[1:], codes[1:, part.chosen], told / share)
+    near_loss, near = heads_loss(read.near, code_heads[:NEAR], codes[:NEAR], weights[1 : 1 + NEAR])
+    # Chosen rows stand for all: their far codes count for those of the others, too.
+    told, share = weights[1 + NEAR :, part.chosen], part.chosen.float().mean().clamp(min=1e-6)
+    far_loss, far = heads_loss(read.far, code_heads[NEAR:], codes[NEAR:, part.chosen], told / share)
     counted, word = weights > 0, (weights[0] > 0) & (targets[0] != TEXT_PAD)
-    kinds = [(text[0], counted[0]), (text[0], word), (first[0], counted[1]), (rest, told > 0)]
+    kinds = [
+        (text[0], counted[0]), (text[0], word),
+        (near[0], counted[1]), (near[1:], counted[2 : 1 + NEAR]), (far, told > 0),
+    ]  # fmt: skip
     figures = torch.stack([torch.stack([loss[which].sum(), which.sum()]) for loss, which in kinds])
-    return text_loss / totals[0] + (first_loss + rest_loss) / totals[1], figures
+    return text_loss / totals[0] + (near_loss + far_loss) / totals[1], figures
 
 
 class Team:
@@ -150,7 +153,7 @@ class Team:
 
 
 def means(figures: Tensor) -> dict[str, float]:
-    """[4, 2] sums and counts → a mean for each of FIGURES."""
+    """[5, 2] sums and counts → a mean for each of FIGURES."""
     sums, counts = figures.double().unbind(1)
     return dict(zip(FIGURES, (sums / counts.clamp(min=1.0)).tolist(), strict=True))
 

@@ -1,10 +1,10 @@
 """Utterances as codes: each is encoded by itself, so that dialogues can be put together without rendering them.
 
-An utterance begins anywhere within a frame, after silence that the codec heard before it. Each is kept in several
-variants: other places in the frame, and users on other lines, who speak higher and faster, or lower and slower, as
-voices that the synthesiser does not have. What a line carries between utterances is encoded, too: noise that ended with
-the words would tell the model that somebody has finished, which no real line does. Encoding the few hours that a
-plan's utterances last takes minutes; encoding the dialogues they occur in takes days.
+An agent's words begin with frames, a user's utterance anywhere within one; before both the codec heard silence. A
+user's is kept in several variants, each elsewhere in its frame and on another line: higher and faster, or lower and
+slower, as voices that the synthesiser does not have. What a line carries between utterances is encoded, too: noise that
+ended with the words would tell the model that somebody has finished, which no real line does. Encoding the few hours
+that a plan's utterances last takes minutes; encoding the dialogues they occur in takes days.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Line:
 
 # A dialogue's user is on one line throughout.
 VARIANTS: dict[Speaker, tuple[Line, ...]] = {
-    "agent": (Line(), Line(), Line()),
+    "agent": (Line(),),
     "user": (
         Line(),
         Line(gain_db=-6.0, noise_db=-50.0),
@@ -96,6 +96,8 @@ def recorded(said: Said, variant: int, utterance: Utterance) -> tuple[Audio, int
     line = VARIANTS[said.speaker][variant]
     utterance = played(utterance, line.speed)
     offset = int(rng.integers(FRAME_SAMPLES))
+    if said.speaker == "agent" and utterance.words:
+        offset = -round(utterance.words[0].start_s * RATE) % FRAME_SAMPLES  # its first word begins a frame
     frames = LEAD + -(-(offset + len(utterance.pcm)) // FRAME_SAMPLES) + TAIL
     sound = np.zeros(frames * FRAME_SAMPLES, dtype=np.float32)
     start = LEAD * FRAME_SAMPLES + offset

@@ -12,7 +12,13 @@ from training.folders import Log, state_folder
 _PANELS = {
     "hearing": (("columns", "val_columns"), ("speech", "val_speech"), ("grad",)),
     "codec": (("mel", "val_mel"), ("columns", "val_columns"), ("loud", "val_loud"), ("grad",)),
-    "lm": (("text", "val_text"), ("words", "val_words"), ("semantic", "val_semantic"), ("acoustic", "val_acoustic")),
+    "lm": (
+        ("text", "val_text"),
+        ("words", "val_words"),
+        ("semantic", "val_semantic"),
+        ("near", "val_near"),
+        ("far", "val_far"),
+    ),
 }
 
 

@@ -19,9 +19,10 @@ from graphs.engine import ConversationEngine
 from graphs.stages import Sampling, SessionSpec
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, SAMPLE_RATE
-from training.bank import HELD_OUT_DIALOGUES, PLANS, read_pcm
+from training.bank import read_pcm
 from training.dialogues import dialogue_path, load_description
 from training.folders import state_folder
+from training.plans import HELD_OUT_DIALOGUES, PLANS
 from training.script import VOICE_NAMES
 
 _AGENT = slice(1, 1 + AUDIO_CODEBOOKS)

@@ -98,6 +98,7 @@ class Plan:
     roles: tuple[str, ...] = ("cafe", "teacher", "friend")
     agent_voices: int = 4
     user_voices: int = 6
+    readings: bool = False  # no dialogues, but `training.readings`
 
 
 def write_script(plan: Plan, split: Split, index: int) -> Script:

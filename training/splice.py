@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,16 @@ from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, STREAMS
 from models.demo_checkpoint import TOKENIZER
 from models.prompt import AGENT, USER
 from models.tokenizer import TextTokenizer
-from training.bank import PLANS, Bank
+from training.bank import Bank
 from training.codec_model import codes_digest
 from training.codes import Coded, load_codec, save_whole, shard_of
 from training.folders import state_folder
 from training.kokoro import RATE, Utterance, Word
 from training.pieces import VARIANTS, Codes, Pieces, Said, between, encode_missing, played
-from training.script import Plan, Script, write_script
+from training.plans import PLANS, held_out_of, script_of
+from training.readings import ROLE as READER
+from training.roles import Split
+from training.script import Script
 from training.text_stream import text_stream
 from training.timeline import Placed, Timeline, lay_out
 
@@ -93,11 +96,11 @@ def said_in(script: Script) -> Iterator[Said]:
             yield Said(turn.speaker, voices[turn.speaker], part)
 
 
-def wanted(plan: Plan, dialogues: int, bank: Bank) -> list[Said]:
-    """What the first dialogues of a plan say, as far as the bank speaks it, each once, in order of need."""
+def wanted(scripts: Iterable[Script], bank: Bank) -> list[Said]:
+    """What scripts say, as far as the bank speaks it, each once, in order of need."""
     found: dict[Said, bool] = {}
-    for index in range(dialogues):
-        for said in said_in(write_script(plan, "train", index)):
+    for script in scripts:
+        for said in said_in(script):
             if said not in found:
                 found[said] = bank.has(said.voice, said.text)
     return [said for said, spoken in found.items() if spoken]
@@ -116,7 +119,7 @@ def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, see
         speed = VARIANTS["user"][user_of(script, seed)].speed
         timeline = lay_out(script, partial(lookup, speed, script.user_voice))
         frames = splice(script, timeline, codec, seed)
-        coded.append(Coded(script.index, frames, script.prompt, script.agent_voice))
+        coded.append(Coded(script.index, frames, script.prompt, script.agent_voice, script.role == READER))
     shard = shard_of(coded, codec.tokenizer)
     save_whole(path, shard)
     return len(shard["frames"])
@@ -137,19 +140,30 @@ def main() -> None:
     mimi, _ = load_codec(arguments.codec)
     if about["codebooks"] != codes_digest(mimi.state_dict()):
         parser.error(f"{folder} holds another codec's codes: run `python -m training.codes` first")
-    encode_missing(arguments.codec, folder, wanted(plan, arguments.dialogues, bank), arguments.workers)
-    pieces = Pieces(folder)
+    sides: list[tuple[Split, int]] = [("held_out", held_out_of(plan)), ("train", arguments.dialogues)]
+    scripts = {split: [script_of(plan, split, index) for index in range(count)] for split, count in sides}
+    needed = wanted([script for side in scripts.values() for script in side], bank)
+    encode_missing(arguments.codec, folder, needed, arguments.workers)
     silence = load_file(folder / "voices.safetensors")["silence"].numpy().astype(np.int16)
-    codec = Codec(pieces, silence, between(mimi), TextTokenizer(TOKENIZER))
     assert silence.shape == (AUDIO_CODEBOOKS,)
-    scripts = [write_script(plan, "train", index) for index in range(arguments.dialogues)]
-    ready = [script for script in scripts if all(pieces.complete(said) for said in said_in(script))]
-    frames = 0
-    for first in range(0, len(ready), _PER_SHARD):
-        target = folder / f"train-spliced-{arguments.plan}-{first // _PER_SHARD:03d}.safetensors"
-        frames += write_shard(target, ready[first : first + _PER_SHARD], codec, bank, plan.seed)
+    codec = Codec(Pieces(folder), silence, between(mimi), TextTokenizer(TOKENIZER))
+    for split, side in scripts.items():
+        _write(folder, f"{split}-spliced-{arguments.plan}", side, codec, bank, plan.seed)
+
+
+def _write(folder: Path, name: str, scripts: list[Script], codec: Codec, bank: Bank, seed: int) -> None:
+    """The shards of one side, in place of those that were there."""
+    ready = [script for script in scripts if all(codec.pieces.complete(said) for said in said_in(script))]
+    shards = [ready[first : first + _PER_SHARD] for first in range(0, len(ready), _PER_SHARD)]
+    frames, written = 0, set()
+    for number, shard in enumerate(shards):
+        target = folder / f"{name}-{number:03d}.safetensors"
+        written.add(target)
+        frames += write_shard(target, shard, codec, bank, seed)
         hours = frames * FRAME_SAMPLES / RATE / 3600
-        print(f"\r{min(first + _PER_SHARD, len(ready))}/{len(ready)} dialogues, {hours:.1f} h ", end="", flush=True)
+        print(f"\r{name}: {number + 1}/{len(shards)} shards, {hours:.1f} h ", end="", flush=True)
+    for left in set(folder.glob(f"{name}-???.safetensors")) - written:
+        left.unlink()
     print(f"\n{len(scripts) - len(ready)} of {len(scripts)} wait for the bank", flush=True)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
-from models.config import TEXT_PAD, LMConfig
+from models.config import TEXT_END_OF_PAD, TEXT_PAD, LMConfig
 from models.lm import LanguageModel
 from models.prompt import build_prompt
 from models.voices import VoicePrompt
@@ -54,6 +54,10 @@ class TestTextStream:
         words = [Word("abc", 0.0, 0.1), Word("d", 0.08, 0.2), Word("e", 0.16, 0.2)]
         assert text_stream(words, 6, lambda w: [ord(c) for c in w]).tolist() == [97, 98, 99, 100, 101, 3]
 
+    def test_the_last_moment_of_a_frame_is_the_next_one(self) -> None:
+        words = [Word("a", 0.165, 0.3), Word("b", 0.345, 0.4), Word("c", 0.625, 0.7)]  # frames 2, 4 and 8
+        assert text_stream(words, 10, lambda w: [ord(c) for c in w]).tolist() == [3, 0, 97, 0, 98, 3, 3, 0, 99, 3]
+
     def test_what_does_not_fit_is_dropped(self) -> None:
         words = [Word("abc", 0.16, 0.3), Word("d", 0.5, 0.6)]
         assert text_stream(words, 4, lambda w: [ord(c) for c in w]).tolist() == [3, 0, 97, 98]
@@ -61,7 +65,7 @@ class TestTextStream:
 
 class TestColumns:
     def test_streams_are_delayed_and_the_prompt_counts_nothing(self) -> None:
-        dialogue, weights = item(), Weights(text=1.0, padding=0.3, semantic=1.0, acoustic=0.15)
+        dialogue, weights = item(), Weights(text=1.0, padding=0.3, semantic=1.0, near=0.4, far=0.1)
         columns, counted = columns_of(TINY, dialogue, VOICE, SILENCE, SINE, weights)
         prompt = len(columns) - 5
         assert prompt == 3 + 6 + 2 + 6
@@ -75,7 +79,18 @@ class TestColumns:
         assert counted[prompt, 1] == 1.0
         assert not counted[prompt, 2:].any()
         assert counted[prompt + 1, 0] == pytest.approx(0.3)  # padding
-        assert counted[prompt + 2].tolist() == pytest.approx([1.0, 1.0, *[0.15] * 7])
+        assert counted[prompt + 2].tolist() == pytest.approx([1.0, 1.0, *[0.4] * 3, *[0.1] * 4])
+
+    def test_the_words_of_a_reading_are_not_learnt_as_text(self) -> None:
+        dialogue = item()
+        _, counted = columns_of(TINY, dialogue, VOICE, SILENCE, SINE, Weights())
+        _, read = columns_of(TINY, dataclasses.replace(dialogue, reading=True), VOICE, SILENCE, SINE, Weights())
+        text, words = dialogue.frames[:, 0], ~np.isin(dialogue.frames[:, 0], [TEXT_PAD, TEXT_END_OF_PAD])
+        assert words.any()
+        assert not words.all()
+        assert not read[-len(text) :, 0][words].any()
+        assert np.array_equal(read[-len(text) :, 0][~words], counted[-len(text) :, 0][~words])
+        assert np.array_equal(read[:, 1:], counted[:, 1:])
 
     def test_a_batch_is_padded_and_counts_one_position_earlier(self) -> None:
         batch = collated(5, 2)
@@ -108,9 +123,9 @@ class TestColumns:
         assert 0.3 < float(live[:, 1].float().mean()) < 0.7
         assert int((live[1:, 1] != live[:-1, 1]).sum()) < 2000 / 20, "spells, not frames"
 
-    def test_acoustic_codes_are_learnt_at_some_frames(self) -> None:
+    def test_far_codes_are_learnt_at_some_frames(self) -> None:
         assert collated(400, longest=800).chosen.all()
-        assert 0.15 < float(collated(400, longest=800, acoustic=0.25).chosen.float().mean()) < 0.35
+        assert 0.15 < float(collated(400, longest=800, far=0.25).chosen.float().mean()) < 0.35
 
 
 class TestTraining:

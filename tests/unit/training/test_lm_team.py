@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.config import TEXT_PAD, LMConfig
 from models.lm import LanguageModel
-from training.lm_data import LMBatch, LMPart
+from training.lm_data import NEAR, LMBatch, LMPart
 from training.lm_forward import forward, initialise
 from training.lm_loss import heads_loss
 from training.lm_team import Team, loss_of, means
@@ -82,9 +82,10 @@ class TestLoss:
         assert told["text"] == pytest.approx(float(text.mean()), rel=1e-5)
         assert told["words"] == pytest.approx(float(text[following[:, 0] != TEXT_PAD].mean()), rel=1e-5)
         assert told["semantic"] == pytest.approx(float(codes[:, 0].mean()), rel=1e-5)
-        assert told["acoustic"] == pytest.approx(float(codes[:, 1:].mean()), rel=1e-5)
+        assert told["near"] == pytest.approx(float(codes[:, 1:NEAR].mean()), rel=1e-5)
+        assert told["far"] == pytest.approx(float(codes[:, NEAR:].mean()), rel=1e-5)
 
-    def test_acoustic_codes_of_some_rows_stand_for_all(self) -> None:
+    def test_far_codes_of_some_rows_stand_for_all(self) -> None:
         learner, some = model(), part(9, 0)
         few = some._replace(chosen=torch.tensor([False, True, False, False, True, False, False, False]))
         with torch.no_grad():
@@ -97,10 +98,11 @@ class TestLoss:
         )
         counted = codes * some.weights[:, 1:]
         expected = (text * some.weights[:, 0]).sum() / 4
-        expected += (counted[:, 0].sum() + 4 * counted[few.chosen, 1:].sum()) / 8
+        expected += (counted[:, :NEAR].sum() + 4 * counted[few.chosen, NEAR:].sum()) / 8
         assert float(total) == pytest.approx(float(expected), rel=1e-5)
         assert means(figures)["semantic"] == pytest.approx(float(codes[:, 0].mean()), rel=1e-5)
-        assert means(figures)["acoustic"] == pytest.approx(float(codes[few.chosen, 1:].mean()), rel=1e-5)
+        assert means(figures)["near"] == pytest.approx(float(codes[:, 1:NEAR].mean()), rel=1e-5)
+        assert means(figures)["far"] == pytest.approx(float(codes[few.chosen, NEAR:].mean()), rel=1e-5)
 
 
 class TestTeam:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from training import roles, script
-from training.bank import PLANS, key_of, speed_of, wanted
+from training.bank import key_of, speed_of, wanted
+from training.plans import PLANS, script_of
 from training.script import HELD_OUT_USER_VOICE, USER_VOICES, write_script
 
 WIDE = PLANS["wide"]
@@ -106,6 +108,21 @@ class TestScript:
         assert all(value in fact.answer for fact in told for value in fact.expected)
         assert any(fact.expected for fact in told)
         assert not any(value in fact.question for fact in told for value in fact.expected)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("wonderwords"), reason="needs `python -m training.setup_env`")
+class TestReadings:
+    def test_one_voice_reads_what_can_be_spoken(self) -> None:
+        readings = [script_of(PLANS["readings"], "train", number) for number in range(40)]
+        assert {each.agent_voice for each in readings} == set(script.AGENT_VOICES[:4])
+        lines = [turn.parts[0] for each in readings for turn in each.turns]
+        assert all(turn.speaker == "agent" for each in readings for turn in each.turns)
+        assert not any(re.search(r"[0-9$%&/_|{}-]", line) for line in lines)
+        assert len(set(lines)) > 0.7 * len(lines)
+
+    def test_nothing_is_held_out(self) -> None:
+        with pytest.raises(ValueError, match="training alone"):
+            script_of(PLANS["readings"], "held_out", 0)
 
 
 class TestBankNeeds:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from training.augment import convolve, decibels, limited, microphone, rms, room_response
 from training.gates import normalise
-from training.kokoro import Kokoro
+from training.kokoro import Kokoro, lengthened
 from training.phonemes import assign_words
 from training.setup_env import VOICES
 
@@ -28,6 +31,38 @@ class TestWords:
 
     def test_a_changed_vowel_stays_with_its_word(self) -> None:
         assert assign_words("ðɪ ˈæpəl", ["ðə", "ˈæpəl"], first=4) == [4, 4, -1, 5, 5, 5, 5, 5]
+
+
+class TestLengthened:
+    """A frame is 3.2 of the synthesiser's steps."""
+
+    @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=12), st.integers(1, 20))
+    def test_words_begin_with_frames(self, words: list[tuple[int, int]], lead: int) -> None:
+        durations, owners = [float(lead)], [-1]
+        for number, (longest, phonemes) in enumerate(words):
+            durations += [float(longest), *[2.0] * (phonemes - 1), 1.0]
+            owners += [number] * phonemes + [-1]
+        steps = np.array(durations, dtype=np.float32)
+        longer = lengthened(steps, owners)
+        new = steps + longer
+        assert (new >= 1).all()
+        assert longer[0] == 0.0, "what comes before the first word is left alone"
+        begins = np.cumsum(new) - new
+        firsts = [owners.index(number) for number in range(len(words))]
+        frames = (begins[firsts] - begins[firsts[0]]) / 3.2
+        assert (np.diff(np.round(frames)) >= 1).all(), "a frame for every word"
+        for before, first in itertools.pairwise(firsts):
+            span = longer[before:first]
+            assert abs(span.sum()) <= 4, "some steps more or less"
+            # A begin is off its frame by half a step, but where nothing was left to be shortened.
+            at = begins[first] - begins[firsts[0]]
+            assert abs(at - 3.2 * round(at / 3.2)) <= 0.5001 or new[before:first].max() == 1.0 or (span < 0).any()
+
+    def test_a_sentence_keeps_its_length(self) -> None:
+        rng = np.random.default_rng(0)
+        owners = [-1, *(word for word in range(40) for _ in range(4)), -1]
+        steps = rng.integers(1, 6, len(owners)).astype(np.float32)
+        assert abs(lengthened(steps, owners).sum()) < 0.05 * steps.sum()
 
 
 class TestMicrophone:

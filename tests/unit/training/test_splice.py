@@ -75,7 +75,8 @@ def test_words_begin_in_the_frame_where_they_sound(offset: int, tmp_path: Path) 
     table = splice(*dialogue(Turn("agent", ("one two",), gap_s=0.5)), made, seed=0)
     first = int(np.flatnonzero((table[:, AGENT] == 100).all(axis=1))[0])
     for number, word in enumerate(("one", "two")):
-        at = int((first * FRAME_SAMPLES + offset + number * RATE) / FRAME_SAMPLES)
+        early = 0.02 * RATE  # what sounds in a frame's last moment alone
+        at = int((first * FRAME_SAMPLES + offset + number * RATE + early) / FRAME_SAMPLES)
         ids = TOKENS.encode(word)
         assert table[at - 1, 0] == TEXT_END_OF_PAD
         assert table[at : at + len(ids), 0].tolist() == list(ids)
@@ -112,6 +113,9 @@ def test_an_agent_is_recorded_as_it_is_and_a_user_by_some_microphone() -> None:
     start = LEAD * FRAME_SAMPLES + offset
     assert not clean[:start].any()
     assert np.allclose(clean[start : start + RATE], 1000 / 32768)
+    late = Utterance(utterance.pcm, (Word("one", 0.05, 0.9),))
+    _, offset = recorded(Said("agent", "A", "one"), 0, late)
+    assert (offset + 0.05 * RATE) % FRAME_SAMPLES == 0, "its first word begins with a frame"
     first, _ = recorded(Said("user", "U", "one"), 1, utterance)
     again, _ = recorded(Said("user", "U", "one"), 1, utterance)
     other, _ = recorded(Said("user", "U", "one"), 3, utterance)

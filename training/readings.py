@@ -1,0 +1,83 @@
+"""Dialogues in which nobody but the agent speaks: it reads sentences aloud. Pure and seeded, as `training.script`.
+
+From them a voice learns to say words in all sorts of company, where dialogues teach when to say what. Three sentences
+of four are lines of the roles, an agent's or a user's, filled anew; the others are made of word lists and mean little.
+Their words are not learnt as text: nobody could tell which comes next.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from importlib import resources
+
+import numpy as np
+
+from training.roles import DATA, allowed, choose, fill, instantiate, lines_of, load_common, load_role, slots_of
+from training.script import AGENT_VOICES, Plan, Script, Turn
+
+ROLE = "reader"
+SENTENCES = 9
+_OWN_LINES, _OF_ONE_ROLE = 0.75, 0.9
+_LONGEST_WORD = 8  # letters: longer ones are rarely said
+_WORD_LISTS = {"noun": "nounlist.txt", "adjective": "adjectivelist.txt", "verb": "verblist.txt"}
+_PLAIN = re.compile(r"[a-z]+")
+
+
+def write_reading(plan: Plan, index: int) -> Script:
+    """Reading number `index` of a plan, by one of its agents' voices."""
+    rng = np.random.default_rng([plan.seed, index, 7])
+    raw, common = _raw(), load_common()
+    prompt = fill(choose(raw["prompt"], "train", rng), {"agent": choose(common.slots["agent"], "train", rng)})
+    voice = AGENT_VOICES[index % plan.agent_voices]
+    turns = [
+        Turn("agent", (_sentence(plan, rng),), gap_s=round(float(rng.uniform(0.3, 1.2)), 2)) for _ in range(SENTENCES)
+    ]
+    enrolment = choose(common.enrolment, "train", rng)
+    return Script(index, "train", ROLE, prompt, voice, "", "", enrolment, tuple(turns), ())
+
+
+def _sentence(plan: Plan, rng: np.random.Generator) -> str:
+    if rng.random() < _OWN_LINES:
+        role = load_role(plan.roles[int(rng.integers(len(plan.roles)))])
+        lines = _lines_of(role.name) if rng.random() < _OF_ONE_ROLE else _shared_lines()
+        line = lines[int(rng.integers(len(lines)))]
+        values = {slot: choose(role.slots[slot], "train", rng) for slot in slots_of(line)}
+        values |= {name: value for name, value in instantiate(role, "train", rng).values.items() if name not in values}
+        return fill(line, values).replace("| ", "")
+    line = choose(_raw()["lines"], "train", rng)
+    # A slot that comes twice is filled twice.
+    while slots := slots_of(line):
+        options = _options(slots[0])
+        line = line.replace(f"{{{slots[0]}}}", options[int(rng.integers(len(options)))], 1)
+    return fill(line, {})
+
+
+@functools.cache
+def _lines_of(name: str) -> tuple[str, ...]:
+    """What anybody says in a role, and its facts."""
+    role = load_role(name)
+    return allowed([line for line in lines_of(role) if line != role.prompt], "train")
+
+
+@functools.cache
+def _shared_lines() -> tuple[str, ...]:
+    common = load_common()
+    return allowed(
+        [line for table in (common.user, common.agent) for lines in table.values() for line in lines], "train"
+    )
+
+
+@functools.cache
+def _options(slot: str) -> tuple[str, ...]:
+    if slot not in _WORD_LISTS:
+        return allowed(load_common().slots[slot], "train")
+    text = resources.files("wonderwords.assets").joinpath(_WORD_LISTS[slot]).read_text(encoding="utf-8")
+    return tuple(word for word in text.split() if len(word) <= _LONGEST_WORD and _PLAIN.fullmatch(word))
+
+
+@functools.cache
+def _raw() -> dict[str, tuple[str, ...]]:
+    raw = tomllib.loads((DATA / "readings.toml").read_text(encoding="utf-8"))
+    return {name: tuple(lines) for name, lines in raw.items()}
