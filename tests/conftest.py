@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import inspect
 import os
 import sys
@@ -26,6 +27,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A worker of Ray's needs some seconds to follow its raylet into the grave.
 PROCESS_GRACE_S = 15.0
 SOCKET_GRACE_S = 2.0
+
+
+def pytest_configure() -> None:
+    """How long an example takes says how much else this machine has to do, and nothing about the code."""
+    if importlib.util.find_spec("hypothesis") is not None:
+        from hypothesis import HealthCheck, settings
+
+        slow = [HealthCheck.too_slow]
+        settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=slow)
+        settings.load_profile("any machine")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -82,12 +93,9 @@ def no_process_left(request: pytest.FixtureRequest) -> Iterator[None]:
 async def no_task_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     before = asyncio.all_tasks()
     yield
-    for _ in range(3):  # what was cancelled in the last teardown gets its turns to end
-        await asyncio.sleep(0)
-    left = [task for task in asyncio.all_tasks() - before if task is not asyncio.current_task() and not task.done()]
+    left = await leaks.tasks(before)
     if left:
-        listed = "\n".join(f"  {task!r}"[:200] for task in left)
-        pytest.fail(f"{request.node.nodeid} left tasks running:\n{listed}", pytrace=False)
+        pytest.fail(f"{request.node.nodeid} left tasks running:\n{left}", pytrace=False)
 
 
 @pytest.fixture(autouse=True)

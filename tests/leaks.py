@@ -5,11 +5,12 @@ On a system without /proc (macOS) the counts are empty, and the checks pass.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -50,6 +51,14 @@ def descendants(marker: str) -> dict[int, str]:
         if command:  # a zombie has none
             found[int(folder.name)] = command
     return found
+
+
+async def tasks(before: set[asyncio.Task[Any]]) -> str:
+    """This loop's tasks that run, but for this one and those that ran `before`: a line each."""
+    for _ in range(3):  # what was cancelled in the last teardown gets its turns to end
+        await asyncio.sleep(0)
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    return "\n".join(f"  {task!r}"[:200] for task in left if not task.done())
 
 
 def settled(look: Callable[[], T], within_s: float) -> T:

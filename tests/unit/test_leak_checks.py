@@ -18,6 +18,14 @@ LEAKY = {
             loop = asyncio.get_running_loop()
             loop.keep = asyncio.create_task(asyncio.sleep(60))
     """,
+    "tasks": """
+        import asyncio
+        from tests.virtual_time import in_virtual_time
+        @in_virtual_time
+        async def test_it():
+            loop = asyncio.get_running_loop()
+            loop.keep = asyncio.create_task(asyncio.sleep(60))
+    """,
     "open socket": """
         import socket
         KEPT = []

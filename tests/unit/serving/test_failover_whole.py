@@ -29,6 +29,7 @@ from serving.trunk_client import TrunkPool
 from serving.trunk_server import TrunkConfig
 from tests.actor_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine, Handle, Tokenizer
 from tests.fake_replica import SPEC, spoken
+from tests.virtual_time import in_virtual_time
 
 TRUNK = TrunkConfig(secret="a secret of the tests", ping_s=0.3, dead_s=5.0)
 TENANT = Tenant("acme")
@@ -90,7 +91,7 @@ class Site:
     """Replicas under their hosts, a router, and ingresses."""
 
     def __init__(self) -> None:
-        self.router = SessionRouter(RouterConfig(lease_s=2.0, settle_s=0.0))
+        self.router = SessionRouter(RouterConfig(lease_s=2.0, settle_s=0.0), asyncio.get_running_loop().time)
         self.hosts: dict[str, ReplicaHost] = {}
         self.replicas: dict[str, Replica] = {}
         self.stages: dict[str, tuple[Handle, Handle, Handle]] = {}
@@ -217,6 +218,7 @@ async def undisturbed(there: Site, hub: ConversationHub, frames: int) -> Caller:
         return caller
 
 
+@in_virtual_time
 async def test_it_outlives_two_engines() -> None:
     async with site() as there:
         hub = there.add_ingress("i")
@@ -234,6 +236,7 @@ async def test_it_outlives_two_engines() -> None:
         assert all(mine == theirs for mine, theirs in heard), "the codec's state was rebuilt too"
 
 
+@in_virtual_time
 async def test_it_outlives_a_whole_replica() -> None:
     async with site() as there:
         hub = there.add_ingress("i")
@@ -249,6 +252,7 @@ async def test_it_outlives_a_whole_replica() -> None:
 
 
 @pytest.mark.parametrize(("calls", "answer_s"), [(1, 0.0), (3, 0.0), (3, 2 * BEAT_S)])
+@in_virtual_time
 async def test_a_drain_is_not_heard(calls: int, answer_s: float) -> None:
     """Nor where the router tells the former home that it is over before it tells the ingress."""
     async with site() as there:
@@ -271,6 +275,7 @@ async def test_a_drain_is_not_heard(calls: int, answer_s: float) -> None:
         assert [caller.conversation.residence.moves for caller in callers] == moved
 
 
+@in_virtual_time
 async def test_it_is_resumed_at_another_ingress_after_the_first_has_died() -> None:
     async with site() as there:
         first, second = there.add_ingress("i"), there.add_ingress("j")
@@ -299,6 +304,7 @@ async def test_it_is_resumed_at_another_ingress_after_the_first_has_died() -> No
 
 
 @pytest.mark.parametrize("ingress", [0, 1])
+@in_virtual_time
 async def test_a_client_that_comes_back_before_its_dead_replica_is_missed_loses_nothing(ingress: int) -> None:
     """One node took its proxy and its slot. Its journal is at the first ingress, whichever it comes back to."""
     async with site() as there:
@@ -328,6 +334,7 @@ async def test_a_client_that_comes_back_before_its_dead_replica_is_missed_loses_
         await caller.stop()
 
 
+@in_virtual_time
 async def test_who_has_no_token_is_taken_at_once_after_its_ingress_has_died() -> None:
     """Every slot is taken: the next call gets in because nothing is left of the one before."""
     async with site(1) as there:
@@ -353,6 +360,7 @@ async def test_who_has_no_token_is_taken_at_once_after_its_ingress_has_died() ->
             await entered.__aexit__(None, None, None)
 
 
+@in_virtual_time
 async def test_many_talk_while_replicas_come_and_go() -> None:
     async with site(4) as there:
         hub = there.add_ingress("i")
