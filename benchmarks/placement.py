@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from actors.messages import ReplicaReport, SlotReport
 from cluster.policy.placement import Spot
-from serving.router import AcquireRequest, RouterConfig, SessionRouter
+from serving.router import SessionRouter
+from serving.routing import AcquireRequest, RouterConfig
 
 BUDGET_US = 20.0
 PER_NODE = 8  # replicas

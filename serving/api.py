@@ -18,7 +18,7 @@ from actors.errors import ServingError
 from serving.catalog import Catalog
 from serving.errors import error_body, http_error_body, http_status
 from serving.ingress_chat import ChatEndpoint
-from serving.router import RouterStatus
+from serving.routing import RouterStatus
 from serving.tenants import Tenants
 from serving.web_page import WebPage
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from actors.errors import UnknownReplica
 from actors.messages import ReplicaReport
-from cluster.policy.leases import LeaseTable
+from cluster.policy.leases import Lease, LeaseTable
 from cluster.policy.placement import PlacementIndex, Spot, reserve
 from cluster.policy.quarantine import may_rebuild
-from serving.routing import ReplicaView, RouterConfig
+from serving.routing import Grant, ReplicaView, RouterConfig
 
 
 @dataclass(slots=True)
@@ -39,11 +39,13 @@ class Fleet:
     def __len__(self) -> int:
         return len(self._members)
 
-    def __contains__(self, replica: str) -> bool:
-        return replica in self._members
-
-    def get(self, replica: str) -> Member | None:
-        return self._members.get(replica)
+    def grant(self, lease: Lease) -> Grant | None:
+        """What the owner of a lease is told of it. None where its replica reports no more."""
+        member = self._members.get(lease.replica)
+        if member is None:
+            return None
+        report, held = member.report, (lease.session, lease.epoch, lease.replica)
+        return Grant(*held, report.address, report.numerics_id, lease.serial, report.node)
 
     @property
     def slots(self) -> int:

@@ -11,7 +11,7 @@ from typing import Protocol
 from actors.errors import Draining, EngineLost
 from actors.interfaces import Clock, CodecHandle, ConverseHandle, MonotonicClock
 from actors.messages import ReplicaReport, SlotReport
-from serving.router import ReportReply
+from serving.routing import ReportReply
 from serving.trunk_link import ReplicaPort
 from serving.trunk_server import TrunkConfig, TrunkServer
 

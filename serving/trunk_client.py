@@ -11,9 +11,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from actors.errors import ReplicaLost
-from actors.messages import Down, DownSink, Failed, FrameOut, JournalPart, Need, Up
+from actors.messages import Down, DownSink, Failed, JournalPart, Up
 from serving import trunk_protocol as wire
-from serving.trunk_pulse import TrunkClientConnection, hang_up_when_silent
+from serving.trunk_fields import TrunkProtocolError
+from serving.trunk_pulse import TrunkClientConnection, binary, hang_up_when_silent
 from serving.trunk_server import HELLO_TIMEOUT_S, TrunkConfig
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,9 @@ class Trunk:
             )
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 await connection.send(wire.encode_hello(wire.Hello(name)))
-                hello = wire.decode_hello(await _binary(connection))
+                hello = wire.decode_hello(await binary(connection))
             return cls(address, wire.agree(wire.VERSIONS, hello.versions), connection, config.dead_s)
-        except (OSError, TimeoutError, WebSocketException, wire.TrunkProtocolError) as error:
+        except (OSError, TimeoutError, WebSocketException, TrunkProtocolError) as error:
             log.warning("no trunk to %s: %s", address, error)
             if connection is not None:
                 connection.transport.abort()
@@ -171,18 +172,18 @@ class Trunk:
     async def _receive_all(self) -> None:
         try:
             while True:
-                for message in wire.decode_down(await _binary(self._connection)):
+                for message in wire.decode_down(await binary(self._connection)):
                     self._deliver(message)
         except ConnectionClosed:
             log.warning("trunk to %s lost", self.address)
-        except wire.TrunkProtocolError as error:
+        except TrunkProtocolError as error:
             log.error("trunk to %s: %s", self.address, error)
             await self._connection.close(1002, str(error)[:100])
         finally:
             self._lose()
 
     def _deliver(self, message: Down) -> None:
-        session, epoch = _owner_of(message)
+        session, epoch = wire.owner_of(message)
         sink = self._sinks.get((session, epoch))
         if sink is not None:  # else the conversation has just left, and its last frames were on their way
             _hand(sink, message)
@@ -224,16 +225,3 @@ def _settle(sent: asyncio.Future[None] | None, error: ReplicaLost | None) -> Non
 
 def _over(task: asyncio.Task[Trunk]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None or task.result().lost)
-
-
-def _owner_of(message: Down) -> tuple[str, int]:
-    if isinstance(message, FrameOut | Need):
-        return message.key.session, message.key.epoch
-    return message.session, message.epoch
-
-
-async def _binary(connection: ClientConnection) -> bytes:
-    message = await connection.recv()
-    if isinstance(message, str):
-        raise wire.TrunkProtocolError("text on a binary trunk")
-    return message

@@ -19,14 +19,13 @@ from actors.messages import (
     DownSink,
     Failed,
     FrameIn,
-    FrameOut,
     JournalAsk,
     JournalPart,
-    Need,
     OpenRequest,
     Up,
 )
 from serving import trunk_protocol as wire
+from serving.trunk_pulse import binary
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class Outbox:
         """Never blocks. False, and nothing is taken, when more waits than the socket has taken for long."""
         if len(self._ready) + len(self._behind) >= self._limit:
             return False
-        owner = _owner(message)
+        owner = wire.owner_of(message)
         if isinstance(message, JournalPart) or owner in self._held:
             self._behind.append(message)
             self._held[owner] += 1
@@ -86,7 +85,7 @@ class Outbox:
                     break
                 part_taken = True
             message = self._behind.popleft()
-            owner = _owner(message)
+            owner = wire.owner_of(message)
             self._held[owner] -= 1
             if not self._held[owner]:
                 del self._held[owner]
@@ -221,17 +220,3 @@ class Link:
 
     def _fail(self, session: str, epoch: int, error: ServingError) -> None:
         self.sink(Failed(session, epoch, error.code, error.message))
-
-
-async def binary(connection: ServerConnection) -> bytes:
-    """The next message. Raises TrunkProtocolError if it is text."""
-    message = await connection.recv()
-    if isinstance(message, str):
-        raise wire.TrunkProtocolError("text on a binary trunk")
-    return message
-
-
-def _owner(message: Down) -> tuple[str, int]:
-    if isinstance(message, FrameOut | Need):
-        return message.key.session, message.key.epoch
-    return message.session, message.epoch

@@ -30,6 +30,17 @@ from actors.messages import (
     Up,
 )
 from graphs.stages import FrameKey, Sampling, SessionSpec
+from serving.trunk_fields import (
+    MAX_TEXT_BYTES,
+    TrunkProtocolError,
+    array_of,
+    count_of,
+    flag_of,
+    number_of,
+    shown,
+    text_of,
+    tokens_of,
+)
 
 VERSIONS = (1, 2)  # 2: conversations may change hands (JournalPart, JournalAsk, Move)
 SECRET_HEADER = "x-personaplex-trunk"
@@ -37,7 +48,6 @@ SECRET_HEADER = "x-personaplex-trunk"
 MAX_BATCH_BYTES = 8 << 20  # 256 slots × 4.1 kB is 1 MB; eight of them is a stall, not traffic
 MAX_BATCH_ITEMS = 8192
 MAX_ID_BYTES = 256
-MAX_TEXT_BYTES = 64 << 10  # a role of 4,000 characters is 16 kB at most
 
 FRAME_SAMPLES = 1920
 AGENT_CODES = 8
@@ -48,10 +58,6 @@ _READY, _FRAME_OUT, _FAILED, _NEED, _MOVE = 16, 17, 18, 19, 20
 _JOURNAL_PART = 32  # both ways
 
 Wire = list[Any]
-
-
-class TrunkProtocolError(Exception):
-    """What arrived is not of this protocol. The connection is closed: its sender is broken or of another version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ def decode_hello(data: bytes) -> Hello:
     versions = document["personaplex-trunk"]
     if not isinstance(versions, list) or not versions or not all(type(v) is int for v in versions):
         raise TrunkProtocolError("a hello must list the versions its sender speaks")
-    return Hello(_text(document.get("name"), "name", MAX_ID_BYTES), tuple(versions))
+    return Hello(text_of(document.get("name"), "name", MAX_ID_BYTES), tuple(versions))
 
 
 def agree(mine: Sequence[int], theirs: Sequence[int]) -> int:
@@ -91,6 +97,13 @@ def since(message: Up | Down) -> int:
     if isinstance(message, OpenRequest):
         return 2 if message.adopt or message.journal_bytes else 1
     return 2 if isinstance(message, JournalPart | JournalAsk | Move) else 1
+
+
+def owner_of(message: Down) -> tuple[str, int]:
+    """The session and epoch that a replica's message is for."""
+    if isinstance(message, FrameOut | Need):
+        return message.key.session, message.key.epoch
+    return message.session, message.epoch
 
 
 def encode_batch(messages: Iterable[Up | Down]) -> bytes:
@@ -164,19 +177,19 @@ def _decode_open(f: Wire) -> OpenRequest:
     if not isinstance(sampling, list) or len(sampling) < 4:
         raise TrunkProtocolError("sampling must be a list of four")
     spec = SessionSpec(
-        voice=_text(f[4], "voice", MAX_ID_BYTES),
-        role=_text(f[5], "role", MAX_TEXT_BYTES),
-        seed=_count(f[6], "seed"),
+        voice=text_of(f[4], "voice", MAX_ID_BYTES),
+        role=text_of(f[5], "role", MAX_TEXT_BYTES),
+        seed=count_of(f[6], "seed"),
         sampling=Sampling(
-            _number(sampling[0], "text_temperature"),
-            _count(sampling[1], "text_top_k"),
-            _number(sampling[2], "audio_temperature"),
-            _count(sampling[3], "audio_top_k"),
+            number_of(sampling[0], "text_temperature"),
+            count_of(sampling[1], "text_top_k"),
+            number_of(sampling[2], "audio_temperature"),
+            count_of(sampling[3], "audio_top_k"),
         ),
-        role_tokens=_tokens(f[8]),
+        role_tokens=tokens_of(f[8]),
     )
     session, epoch = _owner(f)
-    tenant, ingress = _text(f[2], "tenant", MAX_ID_BYTES), _text(f[3], "ingress", MAX_ID_BYTES)
+    tenant, ingress = text_of(f[2], "tenant", MAX_ID_BYTES), text_of(f[3], "ingress", MAX_ID_BYTES)
     if len(f) < 13:  # from a build before version 2
         return OpenRequest(session, epoch, tenant, ingress, spec)
     return OpenRequest(
@@ -185,15 +198,15 @@ def _decode_open(f: Wire) -> OpenRequest:
         tenant=tenant,
         ingress=ingress,
         spec=spec,
-        resumable=_flag(f[9], "resumable"),
-        serial=_count(f[10], "serial"),
-        journal_bytes=_count(f[11], "journal_bytes"),
-        adopt=_flag(f[12], "adopt"),
+        resumable=flag_of(f[9], "resumable"),
+        serial=count_of(f[10], "serial"),
+        journal_bytes=count_of(f[11], "journal_bytes"),
+        adopt=flag_of(f[12], "adopt"),
     )
 
 
 def _decode_part(f: Wire) -> JournalPart:
-    index, count, data = _count(f[2], "index"), _count(f[3], "count"), f[4]
+    index, count, data = count_of(f[2], "index"), count_of(f[3], "count"), f[4]
     if not 0 < count <= MAX_PARTS or index >= count:
         raise TrunkProtocolError(f"part {index} of {count} is not one of 1 … {MAX_PARTS} parts")
     if not isinstance(data, bytes) or len(data) > PART_BYTES:
@@ -204,36 +217,36 @@ def _decode_part(f: Wire) -> JournalPart:
 def _decode_frame_out(f: Wire) -> FrameOut:
     return FrameOut(
         key=_key(f),
-        pcm=_array(f[6], FRAME_SAMPLES, "pcm"),
-        text_token=_count(f[3], "text_token"),
-        text=_text(f[4], "text", MAX_TEXT_BYTES),
-        codes=_array(f[7], AGENT_CODES, "codes"),
-        user_codes=_array(f[8], AGENT_CODES, "user_codes"),
-        journal_row=_array(f[9], STREAMS, "journal_row"),
-        replica_ms=_number(f[5], "replica_ms"),
+        pcm=array_of(f[6], FRAME_SAMPLES, "pcm"),
+        text_token=count_of(f[3], "text_token"),
+        text=text_of(f[4], "text", MAX_TEXT_BYTES),
+        codes=array_of(f[7], AGENT_CODES, "codes"),
+        user_codes=array_of(f[8], AGENT_CODES, "user_codes"),
+        journal_row=array_of(f[9], STREAMS, "journal_row"),
+        replica_ms=number_of(f[5], "replica_ms"),
         # Not from builds before these two; a journal does without, at the price of a row more to run.
-        next_column=_array(f[10], STREAMS, "next_column") if len(f) > 11 and f[10] != b"" else None,
-        first_row=_count(f[11], "first_row") if len(f) > 11 else 0,
+        next_column=array_of(f[10], STREAMS, "next_column") if len(f) > 11 and f[10] != b"" else None,
+        first_row=count_of(f[11], "first_row") if len(f) > 11 else 0,
     )
 
 
 def _decode_ready(f: Wire) -> Ready:
     session, epoch = _owner(f)
-    prompt_hash, ready_ms = _text(f[4], "prompt_hash", MAX_ID_BYTES), _number(f[5], "ready_ms")
-    slot, frames = _count(f[2], "slot"), _count(f[3], "frames")
+    prompt_hash, ready_ms = text_of(f[4], "prompt_hash", MAX_ID_BYTES), number_of(f[5], "ready_ms")
+    slot, frames = count_of(f[2], "slot"), count_of(f[3], "frames")
     if len(f) < 9:  # from a build before version 2
         return Ready(session, epoch, slot, frames, prompt_hash, ready_ms)
-    numerics_id = _text(f[6], "numerics_id", MAX_TEXT_BYTES)
-    next_frame, exact = _count(f[7], "next_frame"), _flag(f[8], "exact")
+    numerics_id = text_of(f[6], "numerics_id", MAX_TEXT_BYTES)
+    next_frame, exact = count_of(f[7], "next_frame"), flag_of(f[8], "exact")
     return Ready(session, epoch, slot, frames, prompt_hash, ready_ms, numerics_id, next_frame, exact)
 
 
 # kind → (number of fields after it, decoder)
 _UP: dict[int, tuple[int, Callable[[Wire], Any]]] = {
     _OPEN: (9, _decode_open),
-    _FRAME_IN: (4, lambda f: FrameIn(_key(f), _array(f[3], FRAME_SAMPLES, "pcm"))),
-    _CLOSE: (3, lambda f: CloseRequest(*_owner(f), _text(f[2], "reason", MAX_TEXT_BYTES))),
-    _JOURNAL_ASK: (3, lambda f: JournalAsk(*_owner(f), _count(f[2], "first_row"))),
+    _FRAME_IN: (4, lambda f: FrameIn(_key(f), array_of(f[3], FRAME_SAMPLES, "pcm"))),
+    _CLOSE: (3, lambda f: CloseRequest(*_owner(f), text_of(f[2], "reason", MAX_TEXT_BYTES))),
+    _JOURNAL_ASK: (3, lambda f: JournalAsk(*_owner(f), count_of(f[2], "first_row"))),
     _JOURNAL_PART: (5, _decode_part),
 }
 _DOWN: dict[int, tuple[int, Callable[[Wire], Any]]] = {
@@ -241,17 +254,17 @@ _DOWN: dict[int, tuple[int, Callable[[Wire], Any]]] = {
     _FRAME_OUT: (10, _decode_frame_out),
     _FAILED: (
         4,
-        lambda f: Failed(*_owner(f), _text(f[2], "code", MAX_ID_BYTES), _text(f[3], "message", MAX_TEXT_BYTES)),
+        lambda f: Failed(*_owner(f), text_of(f[2], "code", MAX_ID_BYTES), text_of(f[3], "message", MAX_TEXT_BYTES)),
     ),
-    _NEED: (4, lambda f: Need(_key(f), _count(f[3], "need_frame"))),
-    _MOVE: (3, lambda f: Move(*_owner(f), _text(f[2], "reason", MAX_TEXT_BYTES))),
+    _NEED: (4, lambda f: Need(_key(f), count_of(f[3], "need_frame"))),
+    _MOVE: (3, lambda f: Move(*_owner(f), text_of(f[2], "reason", MAX_TEXT_BYTES))),
     _JOURNAL_PART: (5, _decode_part),
 }
 
 
 def _decode(item: Any, kinds: dict[int, tuple[int, Callable[[Wire], Any]]]) -> Any:
     if not isinstance(item, list) or not item or type(item[0]) is not int or item[0] not in kinds:
-        raise TrunkProtocolError(f"unknown message {_shown(item)}")
+        raise TrunkProtocolError(f"unknown message {shown(item)}")
     fields, decoder = kinds[item[0]]
     if len(item) <= fields:
         raise TrunkProtocolError(f"message of kind {item[0]} has {len(item) - 1} fields, not {fields}")
@@ -276,51 +289,8 @@ def _unpack(data: bytes) -> Any:
 
 
 def _owner(f: Wire) -> tuple[str, int]:
-    return _text(f[0], "session", MAX_ID_BYTES), _count(f[1], "epoch")
+    return text_of(f[0], "session", MAX_ID_BYTES), count_of(f[1], "epoch")
 
 
 def _key(f: Wire) -> FrameKey:
-    return FrameKey(*_owner(f), _count(f[2], "frame"))
-
-
-def _text(value: Any, name: str, limit: int) -> str:
-    if not isinstance(value, str) or len(value) > limit or len(value.encode()) > limit:
-        raise TrunkProtocolError(f"{name} must be text of at most {limit} bytes")
-    return value
-
-
-def _count(value: Any, name: str) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise TrunkProtocolError(f"{name} must be an integer in 0 … 2**63 - 1, not {_shown(value)}")
-    return value
-
-
-def _flag(value: Any, name: str) -> bool:
-    if type(value) is not bool:
-        raise TrunkProtocolError(f"{name} must be true or false, not {_shown(value)}")
-    return value
-
-
-def _tokens(value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) > MAX_TEXT_BYTES:
-        raise TrunkProtocolError(f"role_tokens must be a list of at most {MAX_TEXT_BYTES} tokens")
-    return tuple(_count(token, "role_tokens") for token in value)
-
-
-def _number(value: Any, name: str) -> float:
-    if type(value) not in (int, float) or not np.isfinite(value):
-        raise TrunkProtocolError(f"{name} must be a finite number, not {_shown(value)}")
-    return float(value)
-
-
-def _array(value: Any, length: int, name: str) -> npt.NDArray[np.int16]:
-    if not isinstance(value, bytes) or len(value) != 2 * length:
-        raise TrunkProtocolError(f"{name} must be {length} int16")
-    return np.frombuffer(value, dtype="<i2").astype(np.int16, copy=False)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return FrameKey(*_owner(f), count_of(f[2], "frame"))

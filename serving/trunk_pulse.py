@@ -14,6 +14,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection
 
+from serving.trunk_fields import TrunkProtocolError
+
 log = logging.getLogger(__name__)
 
 LOOKS_PER_DEATH = 9  # so a death is noticed at most a ninth too late
@@ -70,3 +72,11 @@ async def hang_up_when_silent(connection: Any, dead_s: float, who: str) -> None:
             break
     log.warning("nothing was heard of %s for %g s: hanging up", who, dead_s)
     connection.transport.abort()
+
+
+async def binary(connection: Connection) -> bytes:
+    """The next message, at either end. Raises TrunkProtocolError if it is text, and ConnectionClosed."""
+    message = await connection.recv()
+    if isinstance(message, str):
+        raise TrunkProtocolError("text on a binary trunk")
+    return message

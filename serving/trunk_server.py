@@ -13,8 +13,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from serving import trunk_protocol as wire
-from serving.trunk_link import Link, ReplicaPort, binary
-from serving.trunk_pulse import TrunkServerConnection, hang_up_when_silent
+from serving.trunk_fields import TrunkProtocolError
+from serving.trunk_link import Link, ReplicaPort
+from serving.trunk_pulse import TrunkServerConnection, binary, hang_up_when_silent
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class TrunkServer:
             log.info("ingress %s left", ingress)
         except (ConnectionClosed, TimeoutError):
             log.info("an ingress's connection was lost")
-        except wire.TrunkProtocolError as error:
+        except TrunkProtocolError as error:
             log.warning("closing a trunk: %s", error)
             await connection.close(1002, str(error)[:100])
         finally:

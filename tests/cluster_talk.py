@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from actors.journal import Journal
 from actors.messages import Down, DownSink, Failed, FrameOut, Move, Ready
 from graphs.stages import SessionSpec
-from serving.router import Grant
+from serving.routing import Grant
 from tests.actor_fakes import Sink
 from tests.cluster_node import Node, Undisturbed
 

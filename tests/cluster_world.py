@@ -13,7 +13,8 @@ from actors.errors import EngineLost, NotYours, ReplicaLost, ServingError, Unkno
 from actors.journal import Journal
 from actors.messages import FrameIn, OpenRequest
 from graphs.stages import FrameKey, SessionSpec
-from serving.router import AcquireRequest, Grant, ResumeRequest, RouterConfig, SessionRouter
+from serving.router import SessionRouter
+from serving.routing import AcquireRequest, Grant, ResumeRequest, RouterConfig
 from tests.actor_fakes import FakeClock, frame_in, seed_of, settle
 from tests.cluster_node import TURNS, Node, Undisturbed
 from tests.cluster_talk import Home, Talk

@@ -14,8 +14,8 @@ from cluster.ports import free_port
 from serving.app import build_app
 from serving.guard import guard_environment
 from serving.local import deploy
-from serving.router import RouterConfig
 from serving.router_client import RouterClient
+from serving.routing import RouterConfig
 from serving.settings import ServeSettings
 from tests.polling import until
 from tests.real_server import call

@@ -10,9 +10,9 @@ import ray
 
 from actors.errors import NoCapacity, StaleEpoch, TenantLimit, UnknownReplica, UnknownSession
 from actors.messages import ReplicaReport, SlotReport
-from serving.router import AcquireRequest, ResumeRequest, RouterConfig
 from serving.router_actor import NAME, NAMESPACE, replace_router
 from serving.router_client import RouterClient
+from serving.routing import AcquireRequest, ResumeRequest, RouterConfig
 from tests.polling import until
 
 CONFIG = RouterConfig(lease_s=2.0)

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from actors.messages import ReplicaReport, SlotReport
-from serving.router import AcquireRequest, Grant, ResumeRequest, RouterConfig, SessionRouter
+from serving.router import SessionRouter
+from serving.routing import AcquireRequest, Grant, ResumeRequest, RouterConfig
 
 LEASE_S = 3.0
 

@@ -16,7 +16,7 @@ from actors.journal import Journal
 from graphs.stages import FrameKey
 from serving.admin import admin_routes, journal_view
 from serving.api import IngressParts, build_api
-from serving.router import RouterStatus
+from serving.routing import RouterStatus
 from serving.session import ConversationHub
 from serving.tenants import Tenants, hash_key
 from tests.chat_fakes import EchoServer

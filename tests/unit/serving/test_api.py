@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from actors.errors import NoCapacity
 from serving.api import IngressParts, build_api, page_of
 from serving.catalog import Catalog
-from serving.router import RouterStatus
+from serving.routing import RouterStatus
 from serving.tenants import Tenant, Tenants, hash_key
 from tests.chat_fakes import EchoServer
 

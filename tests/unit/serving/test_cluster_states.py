@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serving.router import RouterConfig
+from serving.routing import RouterConfig
 from tests.cluster_node import GRACE_S, Node
 from tests.cluster_talk import Talk
 from tests.cluster_world import LEASE_S, World

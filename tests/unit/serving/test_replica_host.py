@@ -13,7 +13,8 @@ from actors.errors import Draining, EngineLost, NoCapacity, StaleEpoch
 from actors.messages import CloseRequest, Failed, FrameOut, Move, OpenRequest, Ready, ReplicaReport
 from serving import replica_host
 from serving.replica_host import HostConfig, ReplicaHost, Stages
-from serving.router import AcquireRequest, ReportReply, RouterConfig, SessionRouter
+from serving.router import SessionRouter
+from serving.routing import AcquireRequest, ReportReply, RouterConfig
 from serving.trunk_client import Trunk
 from serving.trunk_server import TrunkConfig
 from tests.actor_fakes import Bench, alone, frame_in, request, settle

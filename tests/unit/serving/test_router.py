@@ -9,7 +9,8 @@ import pytest
 
 from actors.errors import NoCapacity, StaleEpoch, TenantLimit
 from actors.messages import ReplicaReport, SlotReport
-from serving.router import AcquireRequest, Grant, RouterConfig, SessionRouter
+from serving.router import SessionRouter
+from serving.routing import AcquireRequest, Grant, RouterConfig
 
 
 class Clock:

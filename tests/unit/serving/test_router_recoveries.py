@@ -9,7 +9,7 @@ import pytest
 from actors.errors import NoCapacity, Quarantined, StaleEpoch
 from actors.messages import ReplicaReport
 from cluster.policy.quarantine import PROBATION_S
-from serving.router import Grant, RouterConfig
+from serving.routing import Grant, RouterConfig
 from tests.unit.serving.router_stage import LEASE_S, Stage, ask, back, settle
 
 

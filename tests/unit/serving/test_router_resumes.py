@@ -9,7 +9,7 @@ import pytest
 
 from actors.errors import NoCapacity, StaleEpoch, UnknownSession
 from actors.messages import ReplicaReport, SlotReport
-from serving.router import RouterConfig
+from serving.routing import RouterConfig
 from tests.unit.serving.router_stage import LEASE_S, Stage, ask, back, settle
 
 

@@ -29,6 +29,7 @@ from actors.messages import (
 )
 from graphs.stages import FrameKey, Sampling, SessionSpec
 from serving import trunk_protocol as wire
+from serving.trunk_fields import TrunkProtocolError
 
 IDS = st.text(max_size=40)
 TEXTS = st.text(max_size=200)
@@ -131,7 +132,7 @@ def test_random_bytes_raise_nothing_but_the_documented_error(data: bytes) -> Non
     for decode in (wire.decode_up, wire.decode_down, wire.decode_hello):
         try:
             decode(data)
-        except wire.TrunkProtocolError:
+        except TrunkProtocolError:
             continue
 
 
@@ -158,7 +159,7 @@ def test_well_formed_nonsense_raises_nothing_but_the_documented_error(items: lis
     for decode in (wire.decode_up, wire.decode_down):
         try:
             decode(data)
-        except wire.TrunkProtocolError:
+        except TrunkProtocolError:
             continue
 
 
@@ -189,21 +190,21 @@ def test_fields_of_a_newer_build_are_ignored() -> None:
     ],
 )
 def test_errors_name_the_field(item: list[Any], said: str) -> None:
-    with pytest.raises(wire.TrunkProtocolError, match=said):
+    with pytest.raises(TrunkProtocolError, match=said):
         wire.decode_up(msgpack.packb([item]))
 
 
 def test_limits() -> None:
-    with pytest.raises(wire.TrunkProtocolError, match="bytes"):
+    with pytest.raises(TrunkProtocolError, match="bytes"):
         wire.decode_up(b"\0" * (wire.MAX_BATCH_BYTES + 1))
-    with pytest.raises(wire.TrunkProtocolError, match="at most"):
+    with pytest.raises(TrunkProtocolError, match="at most"):
         wire.decode_up(msgpack.packb([[3, "s", 1, ""]] * (wire.MAX_BATCH_ITEMS + 1)))
 
 
 def test_hello_and_the_version_to_speak() -> None:
     assert wire.decode_hello(wire.encode_hello(wire.Hello("i-1", (1, 2)))) == wire.Hello("i-1", (1, 2))
     assert wire.agree((1, 2), (2, 3)) == 2
-    with pytest.raises(wire.TrunkProtocolError, match="no common"):
+    with pytest.raises(TrunkProtocolError, match="no common"):
         wire.agree((1,), (2,))
 
 
