@@ -5,8 +5,9 @@ A frame's way: `offer` → encoder → engine → decoder → the conversation's
 A conversation begins here with a prompt, or goes on from the journal of a replica that died or is being emptied; its
 slot changes hands when its client resumes it; and it leaves when its ingress closes it, having moved it elsewhere.
 
-Plain asyncio, no Ray: a stage is anything with awaitable open, step and close. When one of them fails, the state of
-every conversation is gone: each gets Failed("engine_lost"), and the replica takes none until `revive`.
+Plain asyncio, no Ray: a stage is an actors.interfaces.CodecHandle or ConverseHandle, whatever is behind it. When one of
+them fails, the state of every conversation is gone: each gets Failed("engine_lost"), and the replica takes none until
+`revive`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from actors.messages import FrameOut, Ready
 from graphs.stages import Pcm, SessionSpec
 from serving.apart import Elsewhere
 from serving.holding import Holding
-from serving.home import MAX_IN_FLIGHT, Home, TrunkPort
+from serving.home import MAX_IN_FLIGHT, Home
 from serving.output_queue import SILENT, CatchUp, OutputQueue
 from serving.pace import Pace
 from serving.relocation import TrunkSource
@@ -25,8 +25,6 @@ from serving.residence import Residence
 from serving.resume import Adopted, Missed, Replay
 from serving.settings import FRAME_S, ServeSettings
 from serving.telemetry import ConversationTrace
-
-__all__ = ["MAX_IN_FLIGHT", "Conversation", "TrunkPort", "TrunkSource"]
 
 
 class Conversation:

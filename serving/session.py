@@ -24,7 +24,7 @@ from graphs.stages import SessionSpec
 from serving.apart import Elsewhere
 from serving.conversation import Conversation
 from serving.holding import Holding, Place
-from serving.home import Home, TrunkPort
+from serving.home import Home
 from serving.relocation import TrunkSource
 from serving.resume import Missed, Ticket, adopt
 from serving.routing import RouterPort
@@ -32,7 +32,7 @@ from serving.settings import ServeSettings
 from serving.telemetry import ConversationTrace, Telemetry
 from serving.tenants import Tenant
 
-__all__ = ["Conversation", "ConversationHub", "Place", "RouterPort", "TrunkPort", "TrunkSource"]
+__all__ = ["Conversation", "ConversationHub", "Place"]  # all that a protocol handler needs
 
 MOST_REPLICAS_TRIED = 3
 

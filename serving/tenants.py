@@ -77,6 +77,8 @@ class Tenants:
             text = path.read_text()
             document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
             entries = _KeysFile.model_validate(document).tenants
+        except FileNotFoundError as error:
+            raise KeysFileError(f"there is no keys file {path}; make one: personaplex keys TENANT >> {path}") from error
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
             raise KeysFileError(f"keys file {path}: {error}") from error
         except ValidationError as error:

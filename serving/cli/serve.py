@@ -30,7 +30,7 @@ def serve(
         str | None, typer.Option(help="auto, ours or vllm.", show_default="auto: the faster one that is right")
     ] = None,
     linear_backend: Annotated[
-        str | None, typer.Option(help="auto, ours, int8, onednn, vllm, vllm-int8.", show_default="auto")
+        str | None, typer.Option(help="auto, ours, int8, onednn, vllm, vllm-int8, vllm-fp8.", show_default="auto")
     ] = None,
     kv_dtype: Annotated[
         str | None, typer.Option(help="Keys and values: auto, bfloat16 or fp8.", show_default="auto: as computed")

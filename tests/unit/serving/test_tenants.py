@@ -85,6 +85,6 @@ def test_a_bad_file_says_what_is_wrong_and_shows_no_key(tmp_path: Path, text: st
     assert "plain text secret" not in str(error.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(KeysFileError, match=r"nowhere\.toml"):
+def test_of_a_missing_file_it_is_said_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(KeysFileError, match=r"personaplex keys TENANT >> \S*nowhere\.toml"):
         Tenants.load(tmp_path / "nowhere.toml")
