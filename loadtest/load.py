@@ -131,7 +131,7 @@ async def _hold(
             totals[Count.FRAMES] += len(timings.heard_s) - before
         return False
 
-    record = await _outcome(plan, call, speeches.of(call), timings, take, over_s - clock())
+    record = await _outcome(plan, call, speeches.of(call), timings, take, over_s, clock)
     timings.on_end(clock())
     totals[Count.UP] -= timings.ready_s is not None
     totals[Count.OVER] += 1
@@ -145,19 +145,21 @@ async def _outcome(
     spoken: Iterator[bytes],
     timings: Timings,
     take: Callable[[Message], bool],
-    left_s: float,
+    over_s: float,
+    clock: Callable[[], float],
 ) -> CallRecord:
     try:
-        async with asyncio.timeout(left_s):
+        async with asyncio.timeout(over_s - clock()):
             # Silence is measured here, not punished: a call that hears nothing goes on to the end.
             await converse(
                 plan.server,
                 plan.options(call),
                 timings,
                 take,
-                lambda send: speak(send, spoken, timings),
+                lambda send: speak(send, spoken, timings, clock),
                 ready_timeout_s=plan.over_s,
                 silence_timeout_s=plan.over_s,
+                clock=clock,
             )
     except TimeoutError:
         if timings.ready_s is not None:

@@ -41,6 +41,7 @@ async def record(
     *,
     key: str | None = None,
     on_second: Callable[[float], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Recording:
     """Holds the conversation of an item's folder and writes conversation.flac (user left, agent right) into it.
 
@@ -50,7 +51,7 @@ async def record(
     options = ChatOptions(item.voice, item.prompt, item.seed, key)
     for attempt in range(_BUSY_TRIES):
         try:
-            call = await _hold(server, item, folder, options, on_second)
+            call = await _hold(server, options, _Call(item, folder, on_second, clock), clock)
             break
         except Refused as error:
             if error.close_code != _BUSY or attempt == _BUSY_TRIES - 1:
@@ -59,20 +60,27 @@ async def record(
     return await asyncio.to_thread(call.write, folder)
 
 
-async def _hold(
-    server: str, item: Item, folder: Path, options: ChatOptions, on_second: Callable[[float], None] | None
-) -> _Call:
-    call = _Call(item, folder, on_second)
-    await converse(server, options, call.timings, call.take, lambda send: speak(send, call.microphone(), call.timings))
+async def _hold(server: str, options: ChatOptions, call: _Call, clock: Callable[[], float]) -> _Call:
+    await converse(
+        server,
+        options,
+        call.timings,
+        call.take,
+        lambda send: speak(send, call.microphone(), call.timings, clock),
+        clock=clock,
+    )
     return call
 
 
 class _Call:
     """One conversation under way: the user's side, and what has come back."""
 
-    def __init__(self, item: Item, folder: Path, on_second: Callable[[float], None] | None) -> None:
+    def __init__(
+        self, item: Item, folder: Path, on_second: Callable[[float], None] | None, clock: Callable[[], float]
+    ) -> None:
         noise = _read(folder / NOISE) if item.noise else None
-        self.timings = Timings(opened_s=time.monotonic())
+        self.timings = Timings(opened_s=clock())
+        self._clock = clock
         self._user = ScriptedUser(item, _read(folder / USER_AUDIO), noise)
         self._on_second = on_second
         self._reader = sphn.OpusStreamReader(RATE)
@@ -102,7 +110,7 @@ class _Call:
             if len(pcm):
                 self._heard.append(pcm)
                 self._user.hear(pcm)
-                self.timings.on_heard(time.monotonic(), len(pcm))
+                self.timings.on_heard(self._clock(), len(pcm))
         return self._user.done
 
     def write(self, folder: Path) -> Recording:

@@ -20,6 +20,7 @@ from evaluation.duplex.recording import CONVERSATION, RECORDING, Recording, read
 from evaluation.duplex.user import FRAME_S, FRAME_SAMPLES, RATE
 from loadtest.chat_client import Refused
 from tests.unit.evaluation.duplex_items import item, piece, tone, turn, write
+from tests.virtual_time import in_virtual_time
 
 WORD_AT = 30  # the frame with which a word comes
 
@@ -67,10 +68,11 @@ ITEM = item(turn(0, Cue("user", 0.4)), WAIT)
 BRIEF, SOON = item(turn(0, Cue("user", 0.08))), range(14, 20)
 
 
+@in_virtual_time
 async def test_the_user_reacts_and_both_are_recorded_on_one_clock(tmp_path: Path) -> None:
     folder, agent, seconds = write(tmp_path / "a", ITEM), Agent(), list[float]()
     async with served(agent) as url:
-        recording = await record(url, folder, on_second=seconds.append)
+        recording = await record(url, folder, clock=asyncio.get_running_loop().time, on_second=seconds.append)
     query = parse_qs(urlsplit(agent.asked[0]).query)
     assert (query["voice_prompt"], query["seed"], query["text_prompt"]) == (["NATF0"], ["7"], [ITEM.prompt])
     assert recording == read_recording(folder)
@@ -78,8 +80,8 @@ async def test_the_user_reacts_and_both_are_recorded_on_one_clock(tmp_path: Path
     assert [entry.outcome for entry in recording.spoken] == ["said", "said"]
     assert recording.spoken[0].at_s == pytest.approx(0.4)
     # The agent is heard from 2.0 s and the lag on; after 0.8 s of it, and the frame already under way, the user speaks.
-    assert recording.spoken[1].at_s == pytest.approx(2.8 + recording.lag_s, abs=0.25)
-    assert FRAME_S <= recording.lag_s < FRAME_S + 0.1
+    assert recording.spoken[1].at_s == pytest.approx(2.8 + recording.lag_s, abs=0.09)
+    assert recording.lag_s == pytest.approx(FRAME_S, abs=0.001)
     assert recording.stalls == ()
     assert len(seconds) * FRAME_S == pytest.approx(recording.seconds)
 
@@ -93,20 +95,20 @@ async def test_the_user_reacts_and_both_are_recorded_on_one_clock(tmp_path: Path
     assert (word_s, text) == (pytest.approx(WORD_AT * FRAME_S + recording.lag_s, abs=0.005), " hello")
 
 
+@in_virtual_time
 async def test_a_server_without_a_free_slot_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.duplex.record._BUSY_WAIT_S", 0.01)
     folder, agent = write(tmp_path / "a", BRIEF), Agent(2, SOON)
     async with served(agent) as url:
-        await record(url, folder)
+        await record(url, folder, clock=asyncio.get_running_loop().time)
     assert len(agent.asked) == 3
 
 
+@in_virtual_time
 async def test_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.duplex.record._BUSY_WAIT_S", 0.01)
     folder, agent = write(tmp_path / "a", ITEM), Agent(busy=100)
     async with served(agent) as url:
         with pytest.raises(Refused, match="no slot is free"):
-            await record(url, folder)
+            await record(url, folder, clock=asyncio.get_running_loop().time)
     assert not (folder / RECORDING).exists()
 
 
@@ -143,12 +145,13 @@ class TestLag:
             lag(self.DUE, [])
 
 
+@in_virtual_time
 async def test_a_conversation_that_was_not_live_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluation.duplex.record.lag", lambda due_s, heard_s: (0.2, [(0.0, 2.0)]))
     folder = write(tmp_path / "a", BRIEF)
     async with served(Agent(0, SOON)) as url:
         with pytest.raises(NotLive, match="fewer --sessions"):
-            await asyncio.wait_for(record(url, folder), 30)
+            await asyncio.wait_for(record(url, folder, clock=asyncio.get_running_loop().time), 30)
     assert not (folder / RECORDING).exists()
     assert not (folder / CONVERSATION).exists()
 

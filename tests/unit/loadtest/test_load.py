@@ -16,6 +16,7 @@ from loadtest.chat_wire import ChatOptions
 from loadtest.generators import GeneratorDied, processes_for, run_load
 from loadtest.load import NOT_READY, CallRecord, Count, LoadPlan, Speeches, counts, hold_calls
 from loadtest.speech import FRAME_S
+from tests.virtual_time import in_virtual_time
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
 
@@ -54,6 +55,7 @@ async def echo(connection: ServerConnection) -> None:
         await connection.send(message)
 
 
+@in_virtual_time
 async def test_calls_that_are_held_to_the_end() -> None:
     totals = counts()
     async with serving(echo) as server:
@@ -70,6 +72,7 @@ async def test_calls_that_are_held_to_the_end() -> None:
     assert totals[Count.FRAMES] == sum(len(record.timings.heard_s) for record in records)
 
 
+@in_virtual_time
 async def test_whoever_hangs_up_at_the_end_says_goodbye() -> None:
     codes: list[int | None] = []
 
@@ -82,6 +85,7 @@ async def test_whoever_hangs_up_at_the_end_says_goodbye() -> None:
     assert codes == [1000, 1000]
 
 
+@in_virtual_time
 async def test_a_full_server_refuses_with_its_code_and_sentence() -> None:
     taken = 0
 
@@ -100,12 +104,14 @@ async def test_a_full_server_refuses_with_its_code_and_sentence() -> None:
     assert [(record.code, record.sentence) for record in records[1:]] == [("1013", "all slots are taken")] * 2
 
 
+@in_virtual_time
 async def test_an_answer_of_http_is_a_refusal_with_its_status() -> None:
     async with serving(echo, busy=True) as server:
         records = await hold(plan(server, sessions=1))
     assert [(record.outcome, record.code) for record in records] == [("refused", "503")]
 
 
+@in_virtual_time
 async def test_nobody_there() -> None:
     async with serving(echo) as server:
         pass
@@ -114,6 +120,7 @@ async def test_nobody_there() -> None:
     assert server in record.sentence
 
 
+@in_virtual_time
 async def test_a_call_that_is_cut_is_lost_with_its_code() -> None:
     async def cuts(connection: ServerConnection) -> None:
         await connection.send(b"\x00")
@@ -126,6 +133,7 @@ async def test_a_call_that_is_cut_is_lost_with_its_code() -> None:
     assert all(len(record.timings.heard_s) == 1 for record in records)
 
 
+@in_virtual_time
 async def test_an_agent_that_is_never_ready_is_a_refusal_of_its_own() -> None:
     async def mute(connection: ServerConnection) -> None:
         await connection.wait_closed()
@@ -135,6 +143,7 @@ async def test_an_agent_that_is_never_ready_is_a_refusal_of_its_own() -> None:
     assert [(record.outcome, record.code) for record in records] == [("refused", NOT_READY)] * 2
 
 
+@in_virtual_time
 async def test_a_server_that_falls_silent_does_not_go_unseen() -> None:
     async def stops(connection: ServerConnection) -> None:
         await connection.send(b"\x00")
@@ -146,10 +155,11 @@ async def test_a_server_that_falls_silent_does_not_go_unseen() -> None:
     async with serving(stops) as server:
         (record,) = await hold(plan(server, sessions=1, seconds=0.8))
     assert record.outcome == "held"
-    assert record.timings.open_gap_ms == pytest.approx(800 - 2 * 80, abs=60)
+    assert record.timings.open_gap_ms == pytest.approx(800 - 2 * 80, abs=1)
     assert record.timings.underruns == 1
 
 
+@in_virtual_time
 async def test_what_is_no_opus_is_a_fault_of_the_protocol() -> None:
     async def hisses(connection: ServerConnection) -> None:
         await connection.send(b"\x00")
@@ -183,10 +193,10 @@ class TestGenerators:
         assert all(record.outcome == "held" for record in records)
         first_s = records[0].timings.opened_s
         for record in records:
-            assert record.timings.opened_s - first_s == pytest.approx(asked.dialled_s(record.call), abs=0.1)
-            assert len(record.timings.heard_s) == pytest.approx(
-                math.floor((2.4 - asked.dialled_s(record.call)) / FRAME_S), abs=2
-            )
+            # A second for a machine with other work; clocks that are not one are hours apart.
+            assert record.timings.opened_s - first_s == pytest.approx(asked.dialled_s(record.call), abs=1.0)
+            most = math.floor((asked.over_s - asked.dialled_s(record.call)) / FRAME_S)
+            assert most // 2 < len(record.timings.heard_s) <= most + 1
         assert max(totals[Count.UP] for totals in seen) == 4
         frames = [totals[Count.FRAMES] for totals in seen]
         assert frames == sorted(frames)

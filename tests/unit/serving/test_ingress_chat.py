@@ -15,6 +15,7 @@ from graphs.stages import Sampling
 from serving.audio.payload import OpusPayloadEncoder
 from serving.tenants import Tenants
 from tests.chat_fakes import EchoServer, EchoTrunk
+from tests.virtual_time import in_virtual_time
 
 FRAME = np.arange(1920, dtype=np.int16)
 PCM = {"audio": "pcm"}
@@ -75,6 +76,7 @@ async def test_what_was_said_before_the_prompt_was_in_is_heard() -> None:
             await client.hear_kind(1)
 
 
+@in_virtual_time
 async def test_what_was_said_meanwhile_is_no_delay_for_the_rest_of_the_call() -> None:
     """LiveKit's plugin keeps its audio back until the prompt is in, and then sends it in one go."""
     server = EchoServer(trunk=EchoTrunk(prompt_s=1.0))

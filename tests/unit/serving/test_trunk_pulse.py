@@ -15,6 +15,7 @@ from serving.trunk_client import Trunk
 from serving.trunk_pulse import Silence
 from serving.trunk_server import TrunkConfig, TrunkServer
 from tests.unit.serving.test_trunk import EchoReplica
+from tests.virtual_time import in_virtual_time
 
 PCM = np.zeros(1920, dtype=np.int16)
 CONFIG = TrunkConfig(secret="a secret of the tests", ping_s=0.05, dead_s=0.3)
@@ -46,6 +47,7 @@ def test_a_process_that_was_stopped_itself_calls_nobody_dead() -> None:
     assert not silence.look(6, 10.2)
 
 
+@in_virtual_time
 async def test_a_replica_that_stopped_reading_is_found_while_the_socket_is_full() -> None:
     """Whoever writes to it waits for room, and so would whoever pings it."""
     stopped = asyncio.Event()
@@ -73,6 +75,7 @@ async def test_a_replica_that_stopped_reading_is_found_while_the_socket_is_full(
         stopped.set()
 
 
+@in_virtual_time
 async def test_an_ingress_that_stopped_is_found_by_its_replica() -> None:
     replica = EchoReplica()
     server = TrunkServer(replica, "r1", CONFIG)

@@ -14,6 +14,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from loadtest.chaos.caller import Caller
 from loadtest.chaos.gaps import gaps
+from tests.virtual_time import in_virtual_time
 
 SPEECH = (np.arange(4 * 1920) % 400 / 1000).astype(np.float32)
 
@@ -46,7 +47,8 @@ class Line:
 @asynccontextmanager
 async def calling(handler: Callable[[ServerConnection], Awaitable[None]], frames: int) -> AsyncIterator[Caller]:
     async with serve(handler, "127.0.0.1", 0, compression=None) as server:
-        caller = Caller(f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}", 0, 7, SPEECH, frames, "role")
+        url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+        caller = Caller(url, 0, 7, SPEECH, frames, "role", asyncio.get_running_loop().time)
         holding = asyncio.create_task(caller.hold())
         try:
             yield caller
@@ -59,6 +61,7 @@ async def over(caller: Caller) -> None:
     await asyncio.wait_for(caller.over.wait(), 20)
 
 
+@in_virtual_time
 async def test_a_call_that_nothing_happens_to() -> None:
     line = Line()
 
@@ -76,9 +79,10 @@ async def test_a_call_that_nothing_happens_to() -> None:
     assert log.heard[0].digest == log.heard[4].digest
     assert log.session == "abc"
     assert line.queries == [{"audio": ["pcm"], "resume": ["1"], "seed": ["7"], "text_prompt": ["role"]}]
-    assert all(gap.seconds < 0.3 for gap in gaps(log))
+    assert [gap.seconds for gap in gaps(log)] == pytest.approx([0.08] * 9)
 
 
+@in_virtual_time
 async def test_after_a_cut_it_comes_back_and_says_again_what_was_not_heard() -> None:
     line = Line()
 
@@ -105,6 +109,7 @@ async def test_after_a_cut_it_comes_back_and_says_again_what_was_not_heard() -> 
     assert caller.log.text == ".."
 
 
+@in_virtual_time
 async def test_a_frame_that_the_server_skips_shows_as_a_number() -> None:
     line = Line()
 
@@ -123,6 +128,7 @@ async def test_a_frame_that_the_server_skips_shows_as_a_number() -> None:
     assert [heard.frame for heard in caller.log.heard] == [0, 1, 2, 4, 5, 6, 7]
 
 
+@in_virtual_time
 async def test_trimmed_frames_have_a_number_and_no_sound() -> None:
     line = Line()
 
@@ -139,6 +145,7 @@ async def test_trimmed_frames_have_a_number_and_no_sound() -> None:
     assert len(gaps(caller.log)) == 1
 
 
+@in_virtual_time
 async def test_without_a_token_a_cut_is_the_end() -> None:
     line = Line()
 
@@ -154,6 +161,7 @@ async def test_without_a_token_a_cut_is_the_end() -> None:
     assert len(line.queries) == 1
 
 
+@in_virtual_time
 async def test_a_server_that_takes_nobody_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loadtest.chaos.caller.GRACE_S", 0.5)
     line = Line()

@@ -6,9 +6,11 @@ import asyncio
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
+import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from loadtest.chaos.plain import PlainCaller
+from tests.virtual_time import in_virtual_time
 
 SPEECH = (np.arange(4 * 1920) % 400 / 1000).astype(np.float32)
 
@@ -43,7 +45,7 @@ async def full() -> str:
 async def calling(server: Server, until_s: float) -> PlainCaller:
     async with serve(server.handle, "127.0.0.1", 0, compression=None) as listening:
         url = f"http://127.0.0.1:{next(iter(listening.sockets)).getsockname()[1]}"
-        caller = PlainCaller(url, 7, SPEECH, "role", rooms=full)
+        caller = PlainCaller(url, 7, SPEECH, "role", clock=asyncio.get_running_loop().time, rooms=full)
         holding = asyncio.create_task(caller.hold())
         await asyncio.sleep(until_s)
         holding.cancel()
@@ -51,6 +53,7 @@ async def calling(server: Server, until_s: float) -> PlainCaller:
     return caller
 
 
+@in_virtual_time
 async def test_it_dials_again_at_once_and_says_how_it_was_taken() -> None:
     server = Server()
     caller = await calling(server, 1.2)
@@ -58,11 +61,11 @@ async def test_it_dials_again_at_once_and_says_how_it_was_taken() -> None:
     assert server.heard[2] > 0
     (redial,) = caller.redials
     assert redial.refusals == ["There is no room. (4+0 held, 0 free)"]
-    assert redial.seconds is not None
-    assert 0.1 <= redial.seconds < 0.6
+    assert redial.seconds == pytest.approx(0.1), "of pause after the refusal, and none before it"
     assert caller.up.is_set()
 
 
+@in_virtual_time
 async def test_one_that_is_never_answered_says_so() -> None:
     server = Server()
     server.queries.append({})
