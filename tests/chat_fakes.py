@@ -46,7 +46,7 @@ class FakeRouter:
 
     async def until_held(self, slots: int) -> None:
         """Wait until so many slots are taken."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.held) != slots:
                 self._changed.clear()
                 await self._changed.wait()
@@ -258,12 +258,12 @@ class FakeClient:
         self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
 
     async def ended(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self._task
 
     async def hear(self) -> dict[str, Any]:
         """The next ASGI message from the server."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await self._outgoing.get()
 
     async def hear_kind(self, kind: int) -> bytes:

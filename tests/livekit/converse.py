@@ -66,7 +66,7 @@ class Listener:
             self.words += str(piece)
 
     async def finish(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asyncio.gather(*self._tasks)
 
 

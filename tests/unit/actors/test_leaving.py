@@ -40,7 +40,7 @@ async def test_one_that_was_opening_when_the_drain_began_is_asked_as_well(stage:
     async with Bench() as bench:
         pause = bench.handles[stage].pause("open")
         opening = asyncio.create_task(bench.open("a"))
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         bench.replica.drain()
         with pytest.raises(Draining):
             await bench.open("b")
@@ -115,7 +115,7 @@ async def test_what_fails_late_of_the_old_stages_says_nothing_about_the_new() ->
     async with Bench() as bench:
         pause = bench.encoder.pause("open", "after")
         opening = asyncio.create_task(bench.open("a"))
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         bench.converse.errors["close"] = ConnectionError("the actor died")
         await bench.replica.probe()
         assert bench._run is not None

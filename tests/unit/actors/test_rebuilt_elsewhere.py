@@ -167,7 +167,7 @@ async def test_a_stream_that_is_rebuilt_before_its_call_is_open_counts() -> None
         first = await rebuilt(bench, one)
         engine = bench.converse.pause("open", "after")
         opening = asyncio.create_task(rebuilt(bench, two))
-        await asyncio.wait_for(engine.reached.wait(), 5)
+        await asyncio.wait_for(engine.reached.wait(), 30)
         while not first.ready:
             await settle(1)
         assert not opening.done()
@@ -191,7 +191,7 @@ def test_all_of_one_death_are_rebuilt_at_once(seed: int) -> None:
                 opening[session] = asyncio.create_task(rebuilt(bench, journal))
                 await settle(rng.randrange(40))
             sinks = {session: await task for session, task in opening.items()}
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not all(sink.ready for sink in sinks.values()):
                     await settle(5)
             for session, sink in sinks.items():
@@ -211,7 +211,7 @@ async def test_whoever_asked_may_go_in_the_middle_of_a_rebuild(stage: str, metho
     async with Bench(slots=1) as bench:
         pause = bench.handles[stage].pause(method, when)
         opening = asyncio.create_task(rebuilt(bench, journal))
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         await settle()
         closing = None
         if opening.done():

@@ -27,7 +27,7 @@ async def test_closing_with_a_frame_in_flight(stage: str, when: str) -> None:
         for session in "ab":
             bench.replica.offer(frame_in(session, 0))
             bench.replica.offer(frame_in(session, 1))
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         closing = asyncio.create_task(bench.replica.close("a", 1, "gone"))
         await settle()
         assert not [report for report in bench.replica.report() if report.session == "a"], "gone at once"
@@ -53,7 +53,7 @@ async def test_a_slot_is_not_given_out_before_all_three_stages_have_let_go(stage
         await settle()
         pause = bench.handles[stage].pause("close", when)
         closing = asyncio.create_task(bench.replica.close("a", 1, "gone"))
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         await settle()
         assert bench.replica.busy == 1
         with pytest.raises(NoCapacity):
@@ -70,7 +70,7 @@ async def test_leaving_while_the_stages_open(stage: str, when: str, end: str) ->
     async with Bench(slots=1) as bench:
         pause = bench.handles[stage].pause("open", when)
         opening = asyncio.create_task(bench.open("a"))
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         await settle()
         if end == "cancel":
             opening.cancel()
@@ -109,7 +109,7 @@ async def test_a_close_that_is_cancelled_still_frees_the_slot(when: str) -> None
         await bench.open("a")
         pause = bench.decoder.pause("close", when)
         closing = asyncio.create_task(bench.replica.close("a", 1, "gone"))
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         closing.cancel()
         await settle()
         pause.go.set()
@@ -134,7 +134,7 @@ async def test_coming_back_at_once_waits_for_the_former_call_to_be_gone() -> Non
         await settle()
         pause = bench.encoder.pause("close")
         closing = asyncio.create_task(bench.replica.close("a", 1, "gone"))
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         opening = asyncio.create_task(bench.open("a", epoch=2))
         await settle()
         assert not opening.done()

@@ -192,7 +192,7 @@ async def test_resumed_before_its_prompt_was_in() -> None:
         pause = bench.converse.pause("step")
         first = Sink()
         await bench.replica.open(replace(request("a"), resumable=True), first)
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         bench.replica.leave("a", 1, first)
         second = Sink()
         await bench.replica.open(resuming("a", 2), second)
@@ -210,7 +210,7 @@ async def test_an_ingress_may_die_while_what_can_be_resumed_opens(stage: str) ->
     async with Bench() as bench:
         pause, first = bench.handles[stage].pause("open"), Sink()
         opening = asyncio.create_task(bench.replica.open(replace(request("a"), resumable=True), first))
-        await asyncio.wait_for(pause.reached.wait(), 5)
+        await asyncio.wait_for(pause.reached.wait(), 30)
         bench.replica.leave("a", 1, first)
         opening.cancel()
         await settle()

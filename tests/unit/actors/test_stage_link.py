@@ -163,7 +163,7 @@ async def test_a_killed_stage_is_noticed_by_those_who_wait_and_those_who_come_la
         assert not waiting.done()
         process.kill()
         with pytest.raises(StageGone):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 30)
         with pytest.raises(StageGone):
             await link.call("step", batch(1))
     finally:
@@ -181,7 +181,7 @@ async def test_a_link_that_was_closed_leaves_nobody_waiting() -> None:
         await asyncio.sleep(0)
         link.close()
         with pytest.raises(StageGone):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 30)
         stage.may_go_on.set()
 
 

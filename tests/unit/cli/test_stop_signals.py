@@ -30,4 +30,4 @@ def test_a_storm_of_signals_stops_once_and_cleanly() -> None:
             except ProcessLookupError:  # it has stopped already
                 break
         assert output.read() == "stopped\n"
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0

@@ -65,7 +65,7 @@ class FakeNode:
         self.node_id = "id"
 
     def kill_all_processes(self, **_: object) -> None:
-        self.process.wait(10)
+        self.process.wait(30)
 
     def state(self, process: int) -> str:
         try:
@@ -86,7 +86,7 @@ def cluster() -> tuple[FakeNodes, FakeNode]:
 
 
 def wait_for(node: FakeNode, process: int, states: str) -> None:
-    for _ in range(200):
+    for _ in range(1500):
         if node.state(process) in states.split():
             return
         time.sleep(0.02)

@@ -137,7 +137,7 @@ async def test_cancelling_a_call_hangs_up() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await asyncio.wait_for(hung_up.wait(), 5)
+        await asyncio.wait_for(hung_up.wait(), 30)
 
 
 class TestSpeaking:

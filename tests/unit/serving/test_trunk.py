@@ -91,7 +91,7 @@ class Inbox:
         self.queue.put_nowait(message)
 
     async def next(self) -> Down:
-        return await asyncio.wait_for(self.queue.get(), 5)
+        return await asyncio.wait_for(self.queue.get(), 30)
 
 
 class Line:
@@ -125,7 +125,7 @@ async def line() -> AsyncIterator[Line]:
 
 
 async def until_closed(replica: EchoReplica, count: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(replica.closed) < count:
             replica.changed.clear()
             await replica.changed.wait()
@@ -207,7 +207,7 @@ async def test_a_frame_for_a_session_that_is_not_there_fails_it() -> None:
 async def test_a_close_cancels_an_open_that_is_under_way() -> None:
     async with line() as it:
         await it.open("s", "slow")
-        await asyncio.wait_for(it.replica.opening.wait(), 5)
+        await asyncio.wait_for(it.replica.opening.wait(), 30)
         await (await it.trunk()).send(CloseRequest("s", 1, "changed my mind"))
         await until_closed(it.replica, 1)
         assert it.replica.sinks == {}

@@ -49,7 +49,7 @@ class FarEnd:
         return [message for batch in self.batches for message in batch]
 
     async def until(self, messages: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.messages) < messages:
                 self.came.clear()
                 await self.came.wait()
@@ -112,7 +112,7 @@ async def test_an_upload_ends_with_its_replica() -> None:
         assert far.connection is not None
         far.connection.transport.abort()
         with pytest.raises(ReplicaLost):
-            await asyncio.wait_for(uploading, 5)
+            await asyncio.wait_for(uploading, 30)
         with pytest.raises(ReplicaLost):
             await trunk.send(JournalPart("a", 1, 0, 1, b""))
 
@@ -124,7 +124,7 @@ async def test_an_upload_that_is_given_up_holds_nobody_back() -> None:
         other = asyncio.create_task(upload(trunk, "b", 4))
         await asyncio.sleep(0)
         given_up.cancel()
-        await asyncio.wait_for(other, 5)
+        await asyncio.wait_for(other, 30)
         await far.until(5)
 
 
@@ -147,7 +147,7 @@ async def test_a_conversation_that_cannot_take_a_message_is_no_other_ones_end(
         trunk.attach("b", 1, lambda message: heard.set())
         assert far.connection is not None
         await far.connection.send(wire.encode_batch([Failed("a", 1, "internal", ""), Failed("b", 1, "internal", "")]))
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), 30)
         trunk.detach("a", 1)
         trunk.detach("b", 1)
     assert "could not take Failed" in caplog.text

@@ -46,7 +46,7 @@ class Ingress:
 
     async def until(self, kind: type[Down], session: str = "a", more_than: int = 0) -> Down:
         """The message of a kind about a session, once there are more of them than a number."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(found := [m for m in self.got if isinstance(m, kind) and owner(m)[0] == session]) <= more_than:
                 data = await self._socket.recv()
                 assert isinstance(data, bytes)
@@ -81,7 +81,7 @@ class Site:
             yield Ingress(socket)
 
     async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not true():
                 self._news.clear()
                 await self._news.wait()

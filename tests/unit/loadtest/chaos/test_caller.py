@@ -58,7 +58,7 @@ async def calling(handler: Callable[[ServerConnection], Awaitable[None]], frames
 
 
 async def over(caller: Caller) -> None:
-    await asyncio.wait_for(caller.over.wait(), 20)
+    await asyncio.wait_for(caller.over.wait(), 30)
 
 
 @in_virtual_time

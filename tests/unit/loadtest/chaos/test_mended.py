@@ -41,15 +41,15 @@ def test_what_another_ingress_shows_does_not_say_where_the_journal_is() -> None:
 
 async def test_a_node_is_struck_when_every_call_is_apart() -> None:
     seen = [Seen(), Seen(apart=False)]
-    waiting = asyncio.create_task(_until_mended(system(), "node", seen, time.monotonic() + 30.0))
+    waiting = asyncio.create_task(_until_mended(system(), "node", seen, time.monotonic() + 300.0))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     seen[1].apart = True
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 30)
 
 
 async def test_other_strikes_do_not_take_both_and_wait_for_slots_alone() -> None:
-    await asyncio.wait_for(_until_mended(system(), "replica", [Seen(apart=False)], time.monotonic() + 30.0), 5)
+    await asyncio.wait_for(_until_mended(system(), "replica", [Seen(apart=False)], time.monotonic() + 300.0), 30)
 
 
 async def test_what_is_not_mended_in_time_is_a_strike_missed() -> None:
