@@ -45,10 +45,13 @@ def build_app(settings: ServeSettings) -> Application:
         max_surge_percent=math.ceil(100 * settings.surge_replicas / settings.min_replicas),
     )(PersonaPlexReplica)
     # Sockets cannot move: an ingress that is replaced takes no new ones and keeps its own for a while. Its successor
-    # may start beside it, and so may the next deploy's; Serve spreads them where it can.
+    # starts before it and lives beside it, and so may the next deploy's; Serve spreads them where it can. Without a
+    # surge Serve would replace none as long as more of them are leaving than it may miss: a second deploy would wait
+    # for the last call on the first one's ingresses.
     ingress = serve.deployment(
         **common,
         num_replicas=settings.ingresses,
+        max_surge_percent=math.ceil(100 / settings.ingresses),
         max_replicas_per_node=4,
         graceful_shutdown_timeout_s=settings.ingress_drain_s,
     )(Ingress)

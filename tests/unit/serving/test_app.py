@@ -31,6 +31,14 @@ def test_as_many_new_ones_start_first_as_was_asked_for(replicas: int) -> None:
     assert (percent * replicas + 99) // 100 in (1, 2)  # as Serve counts, rounding up
 
 
+@pytest.mark.parametrize("ingresses", [1, 3, 7])
+def test_an_ingress_starts_before_it_replaces_one_and_waits_for_none_that_leaves(ingresses: int) -> None:
+    """Without a surge Serve stops none while as many as it wants are leaving, with calls that may last for minutes."""
+    ingress, _ = deployments(ingresses=ingresses)
+    percent = ingress._deployment_config.max_surge_percent
+    assert (percent * ingresses + 99) // 100 in (1, 2)  # as Serve counts, rounding up
+
+
 def test_nobody_is_hurried_out() -> None:
     ingress, replica = deployments(drain_s=600.0, ingress_drain_s=60.0)
     assert replica._deployment_config.graceful_shutdown_timeout_s > 600.0
