@@ -16,14 +16,15 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from serving import websocket_limits
-from serving.websocket_limits import LONGEST_LINE_BYTES
+from serving.websocket_limits import LINGER_S, LONGEST_LINE_BYTES
 from tests.chat_fakes import EchoServer, served
 from tests.polling import until
 from tests.real_server import call
+from tests.virtual_time import in_virtual_time
 
 
-@pytest.fixture
-async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+@asynccontextmanager
+async def serving(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     auto = websocket_limits.uvicorn.protocols.websockets.auto
     monkeypatch.setattr(auto, "AutoWebSocketsProtocol", auto.AutoWebSocketsProtocol)
     monkeypatch.setattr(websockets.http11, "MAX_LINE_LENGTH", websockets.http11.MAX_LINE_LENGTH)
@@ -34,9 +35,16 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     assert not echo.router.held
 
 
+@pytest.fixture
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    async with serving(monkeypatch) as url:
+        yield url
+
+
 @pytest.mark.parametrize("size", [17 << 20, 20_000_000, 60_000_000])
-async def test_a_message_of_many_megabytes_gets_its_code(server: str, size: int) -> None:
-    async with call(server) as caller:
+@in_virtual_time
+async def test_a_message_of_many_megabytes_gets_its_code(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    async with serving(monkeypatch) as server, call(server) as caller:
         await caller.ready()
         with suppress(ConnectionClosed):
             await caller.socket.send(b"\x01" + bytes(size))
@@ -66,13 +74,13 @@ async def test_a_longer_line_is_answered_too(server: str, size: int) -> None:
     assert refused.value.response.status_code == 414
 
 
-async def test_one_that_never_stops_is_cut(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket_limits, "LINGER_S", 0.3)
-    async with call(server) as caller:
+@in_virtual_time
+async def test_one_that_never_stops_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch) as server, call(server) as caller:
         await caller.ready()
         # The head of a frame of 4 GB, and then its bytes, without end.
         caller.socket.transport.write(b"\x82\xff" + (1 << 32).to_bytes(8, "big") + bytes(4))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(2 * LINGER_S):
             while not caller.socket.transport.is_closing():
                 caller.socket.transport.write(bytes(10_000))
                 await asyncio.sleep(0.02)
@@ -86,6 +94,7 @@ async def test_a_frame_that_is_none_ends_with_its_code(server: str) -> None:
         assert code == 1002
 
 
+@in_virtual_time
 async def test_an_opus_client_that_stops_reading_is_cut_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its stream is too small to fill any buffer on the way."""
     monkeypatch.setattr(websocket_limits, "PING_EVERY_S", 0.1)
@@ -100,6 +109,7 @@ async def test_an_opus_client_that_stops_reading_is_cut_by_the_clock(monkeypatch
         conversation.end()
 
 
+@in_virtual_time
 async def test_a_client_that_reads_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket_limits, "PING_EVERY_S", 0.05)
     async with limited(monkeypatch, unread_s=0.3) as (url, _), call(url) as caller:
@@ -109,6 +119,7 @@ async def test_a_client_that_reads_is_never_cut(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("how", "waited_for"), [("abort", True), ("close", False)])
+@in_virtual_time
 async def test_a_lost_client_is_told_from_one_that_hangs_up(
     monkeypatch: pytest.MonkeyPatch, how: str, waited_for: bool
 ) -> None:
@@ -144,6 +155,7 @@ async def limited(monkeypatch: pytest.MonkeyPatch, unread_s: float) -> AsyncIter
     assert not echo.router.held
 
 
+@in_virtual_time
 async def test_a_server_that_is_to_end_takes_nobody_new_and_lets_those_who_talk_finish(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
