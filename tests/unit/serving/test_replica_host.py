@@ -18,6 +18,7 @@ from serving.routing import AcquireRequest, ReportReply, RouterConfig
 from serving.trunk_client import Trunk
 from serving.trunk_server import TrunkConfig
 from tests.actor_fakes import Bench, alone, frame_in, request, settle
+from tests.virtual_time import in_virtual_time
 
 TRUNK = TrunkConfig(secret="a secret of the tests", ping_s=0.5, dead_s=10.0)
 
@@ -140,6 +141,7 @@ async def test_the_queue_of_the_router_is_known_here_for_the_autoscaler() -> Non
         await asyncio.gather(waiting, return_exceptions=True)
 
 
+@in_virtual_time
 async def test_a_drain_takes_nobody_new_and_waits_for_those_who_talk() -> None:
     async with hosted() as site:
         await site.line.until_busy(0)
@@ -228,6 +230,7 @@ async def test_it_stops_although_the_router_is_away() -> None:
         await asyncio.wait_for(site.host.stop(drain_s=60.0), 30)
 
 
+@in_virtual_time
 async def test_a_router_that_is_away_costs_no_call_with_a_trunk_and_every_orphan() -> None:
     async with hosted(interval_s=0.01) as site:
         await site.line.until_busy(0)
