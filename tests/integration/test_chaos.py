@@ -38,7 +38,7 @@ def test_an_engine_dies_a_replica_is_drained_the_router_dies_and_three_calls_go_
     windows = ("--context", "120", "--codec-context", "25")
     command = ("engine+drain+router", "--nodes", "2", "--sessions", "3", "--seconds", "36", *windows)
     verdict = chaos(*command, timeout_s=230)
-    if verdict["outcome"] == "invalid":  # the witness itself had no processor for so long that it cannot tell: once more
+    if verdict["outcome"] == "invalid":  # the witness itself had no processor for too long to tell: once more
         verdict = chaos(*command, timeout_s=230)
     assert (verdict["outcome"], verdict["faults"], verdict["doubts"]) == ("held", [], [])
     assert (verdict["kept"], verdict["lost"], verdict["doubled"], verdict["tokens_equal"]) == (3, 0, 0, 3)
