@@ -35,7 +35,7 @@ T = TypeVar("T")
 NAME = "session-router"
 NAMESPACE = "personaplex"
 HEAD_RESOURCE = "node:__internal_head__"
-TICKS_PER_LEASE = 6
+TICKS_PER_LEASE, TICK_S = 6, 0.5  # the latter at most: who waits for the router to settle looks again at each
 RETRY_EVERY_S = 0.2
 REPLACE_WITHIN_S = 20.0
 
@@ -125,7 +125,7 @@ class RouterShell:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(self._router.config.lease_s / TICKS_PER_LEASE)
+            await asyncio.sleep(min(self._router.config.lease_s / TICKS_PER_LEASE, TICK_S))
             for lease in self._router.tick():
                 log.warning("the lease of session %s on %s ran out", lease.session, lease.replica)
 
