@@ -28,6 +28,8 @@ def gently(work: Callable[[], T]) -> T:
 
     def run() -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process, for good
+            if os.sched_getscheduler(0) == os.SCHED_RR:  # of a process that carries frames, too
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(NICENESS, os.nice(0)))
         try:
             outcome.set_result(work())

@@ -8,31 +8,52 @@ import sys
 from pathlib import Path
 
 NICENESS = -10  # ten times the weight of an ordinary thread, by Linux' table
+REAL_TIME = 1  # the lowest priority there is of real time: watchdogs and the kernel's own threads still go first
 
 
-def promptly() -> bool:
+def promptly(*, spins: bool = False) -> bool:
     """For a process that has loaded and is about to carry frames: nothing of its own keeps them waiting, nor, as far as
     it may, do others that want the same cores.
 
     What has been loaded by now is left out of every later search for garbage: among a stage's 350,000 objects one takes
     0.3 s, an ingress' 120,000 take 0.08 s, and all frames of all conversations wait for it.
 
-    And this process's threads, and those they start, go first. A newcomer's interpreter and its imports run at ordinary
-    priority for seconds, before any code of ours could lower them; where it shares cores with replicas that serve,
-    frames would be late for it. What carries frames takes little and is in a hurry, so it is raised instead. That is a
-    privilege (CAP_SYS_NICE, or a `nice` limit of 30 and more): returns False, and has changed no priority, where this
-    process does not have it; frames then take their turn.
+    And this process's threads, and those they start, go first, as those of telephone exchanges do: by the policy
+    SCHED_RR. A newcomer's interpreter and its imports keep a core busy at ordinary priority for seconds, before any
+    code of ours could lower them. Niceness shares out the core on which a frame happens to wait; of two cores it
+    chooses neither, and frames of high priority queue on one while a newcomer has the other
+    (scripts/measure_newcomers.py). A real-time thread that wakes up is put where it goes first. Linux keeps a twentieth
+    of each core for all others.
+
+    `spins`: it waits for its GPU in a loop, and would keep all others from that core: it is raised by niceness alone,
+    as every process is where real time is refused. Either is a privilege (CAP_SYS_NICE, or limits `rtprio` of 1 and
+    `nice` of 30 and more): returns False, and has changed no priority, where this process has neither; frames then take
+    their turn.
     """
     gc.collect()
     gc.freeze()
     if sys.platform != "linux":
         return False
+    raised = False
     for thread in Path("/proc/self/task").iterdir():
         try:
-            if os.getpriority(os.PRIO_PROCESS, int(thread.name)) > NICENESS:
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)
-        except PermissionError:
-            return False
+            raised |= _raise(int(thread.name), spins)
         except ProcessLookupError:  # it has ended meanwhile
             continue
+    return raised
+
+
+def _raise(thread: int, spins: bool) -> bool:
+    """Whether it goes first now. Raises ProcessLookupError."""
+    if not spins:
+        try:
+            os.sched_setscheduler(thread, os.SCHED_RR, os.sched_param(REAL_TIME))
+            return True
+        except PermissionError:  # no privilege, or a kernel whose containers have no share of real time
+            pass
+    try:
+        if os.getpriority(os.PRIO_PROCESS, thread) > NICENESS:
+            os.setpriority(os.PRIO_PROCESS, thread, NICENESS)
+    except PermissionError:
+        return False
     return True

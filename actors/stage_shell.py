@@ -37,7 +37,7 @@ class StageShell(Generic[StageT]):
     @ray.method
     def serve(self) -> None:
         """Answers whoever has connected until it has gone; no other call of this actor is answered meanwhile."""
-        promptly()
+        promptly(spins=not self._description.device.startswith("cpu"))
         self._server.serve()
 
     @ray.method

@@ -15,7 +15,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from actors.promptly import NICENESS
+from actors.promptly import NICENESS, REAL_TIME
 from cluster.ports import free_port
 from serving.guard import SEND_BUFFER_BYTES
 
@@ -38,6 +38,7 @@ sed -i \\
   -e 's/timeout connect .*[0-9}}]s/timeout connect {connect_ms}ms/' \\
   -e '/^global/ a \\    tune.sndbuf.client {buffer_bytes}\\n    tune.rcvbuf.server {buffer_bytes}' \\
   "$configuration"
+if chrt --rr {real_time} true 2>/dev/null; then exec chrt --rr {real_time} {binary} "$@"; fi
 if [ "$(nice -n {niceness} nice 2>/dev/null)" = {niceness} ]; then exec nice -n {niceness} {binary} "$@"; fi
 exec {binary} "$@"
 """
@@ -61,7 +62,13 @@ def haproxy_environment(folder: Path, binary: Path) -> dict[str, str]:
     """
     wrapper = folder / "haproxy"
     wrapper.write_text(
-        WRAPPER.format(binary=binary, buffer_bytes=SEND_BUFFER_BYTES, connect_ms=CONNECT_MS, niceness=NICENESS)
+        WRAPPER.format(
+            binary=binary,
+            buffer_bytes=SEND_BUFFER_BYTES,
+            connect_ms=CONNECT_MS,
+            niceness=NICENESS,
+            real_time=REAL_TIME,
+        )
     )
     wrapper.chmod(0o700)
     return {

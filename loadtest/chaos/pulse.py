@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from loadtest.timings import percentile
 
 EVERY_S = 0.01
 _FIRST, _ORDINARY = -10, 0  # niceness
+_REAL_TIME = 1  # the lowest there is
 LATE_S = 0.02  # what `personaplex loadtest` allows its generators: a quarter of the 80 ms beat
 
 
@@ -59,17 +61,33 @@ class Pulse:
 
 def wake_first() -> bool:
     """This process's thread goes before others that want its core, where it may (CAP_SYS_NICE): whoever measures by a
-    clock has to hear it strike, also while a replacement is loading beside it. False where it may not."""
+    clock has to hear it strike, also while a replacement is loading beside it, and is no later for those who carry
+    frames than a machine of its own would make it. False where it may not."""
     try:
         os.setpriority(os.PRIO_PROCESS, 0, _FIRST)
+        if sys.platform == "linux":
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_REAL_TIME))
     except PermissionError:
         return False
     return True
 
 
-def begin_ordinary() -> None:
-    """In a child, before it becomes what is measured: that has the priority it would have without us."""
-    os.setpriority(os.PRIO_PROCESS, 0, max(_ORDINARY, os.getpriority(os.PRIO_PROCESS, 0)))
+def wake_as_before(niceness: int) -> None:
+    """After `wake_first`, in a process that goes on to do something else."""
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    os.setpriority(os.PRIO_PROCESS, 0, niceness)
+
+
+def ordinary(*command: str) -> tuple[str, ...]:
+    """The command so that what it starts has the priority it would have without us. A prefix and no `preexec_fn`, for
+    which Python would copy this process's memory map, and all callers would wait."""
+    above = _ORDINARY - os.getpriority(os.PRIO_PROCESS, 0)
+    if above > 0:
+        command = ("nice", "-n", str(above), *command)
+    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_RR:
+        command = ("chrt", "--other", "0", *command)
+    return command
 
 
 def longest_s(stalls: Sequence[Stall]) -> float:

@@ -166,6 +166,7 @@ async def _talking(system: System, order: Order, *, plain: bool = False) -> Asyn
         Caller(system.url, call, FIRST_SEED + call, CALLERS[call % len(CALLERS)].speech(), order.frames, ROLE)
         for call in range(order.sessions)
     ]
+    speech = CALLERS[0].speech() if plain else None  # before anybody talks: reading it takes half a second
     tasks: list[asyncio.Task[None]] = []
     try:
         await _until_room(admin, system.layout.nodes * system.layout.slots)
@@ -176,8 +177,9 @@ async def _talking(system: System, order: Order, *, plain: bool = False) -> Asyn
             if all(caller.log.ready_s is not None or caller.over.is_set() for caller in callers):
                 break
             await asyncio.sleep(_RAMP_S)
-        speech = CALLERS[0].speech()
-        others = [PlainCaller(system.url, FIRST_SEED - 1, speech, ROLE, rooms=admin.rooms) for _ in range(plain)]
+        others = []
+        if speech is not None:
+            others.append(PlainCaller(system.url, FIRST_SEED - 1, speech, ROLE, rooms=admin.rooms))
         for other in others:
             tasks.append(asyncio.create_task(other.hold()))
             async with asyncio.timeout(_READY_S):

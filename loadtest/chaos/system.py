@@ -24,7 +24,7 @@ import httpx
 
 from cluster.ports import free_port
 from loadtest.chaos.plan import Windows
-from loadtest.chaos.pulse import begin_ordinary
+from loadtest.chaos.pulse import ordinary
 
 ACCELERATOR = "H100"  # only a name here: the engines compute on the CPU, and are placed as they would be with real ones
 _START_S = 180.0
@@ -148,7 +148,7 @@ class System:
         windows = ("--context", str(layout.context), "--codec-context", str(layout.codec_context))
         await self._run("-m", "models.demo_checkpoint", str(self._folder / "checkpoint"), *windows)
         self._cluster = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cluster.fake_nodes"),
+            *ordinary(sys.executable, "-m", "cluster.fake_nodes"),
             *("--nodes", str(layout.nodes), "--resource", f"{ACCELERATOR}=1", *self._head_cpus),
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,
@@ -156,7 +156,6 @@ class System:
             # Ctrl-C is ours; the cluster ends when we close its stdin. No session of its own: Linux would weigh it as a
             # group against us (autogroups), and we, who are to hear every frame, waited for seconds for a processor.
             process_group=0,
-            preexec_fn=begin_ordinary,
         )
         await self._answer()
         await self.deploy()
@@ -178,12 +177,10 @@ class System:
 
     async def _run(self, *arguments: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *arguments,
+            *ordinary(sys.executable, *arguments),
             env=self._environment,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            preexec_fn=begin_ordinary,
         )
         try:
             async with asyncio.timeout(_START_S):

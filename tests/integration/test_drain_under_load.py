@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.chaos.pulse import Pulse, wake_first
+from loadtest.chaos.pulse import Pulse, wake_as_before, wake_first
 from loadtest.playout import underruns
 from tests.real_server import FRAME_S, Caller, call, serve
 from tests.small_checkpoint import write_small_checkpoint
@@ -68,7 +68,7 @@ async def talk(url: str, calls: int, seconds: float, drain_s: float) -> Run:
         await asyncio.gather(*(caller.ready() for caller in callers))
         before, pulse = os.getpriority(os.PRIO_PROCESS, 0), Pulse()
         wake_first()  # thirty calls' clock, on the cores that it measures
-        lines.callback(os.setpriority, os.PRIO_PROCESS, 0, before)
+        lines.callback(wake_as_before, before)
         beating = asyncio.create_task(pulse.beat())
         start_s = time.monotonic()
         talking = [asyncio.create_task(caller.speak(frames)) for caller in callers]

@@ -59,6 +59,19 @@ def test_a_dead_ingress_is_not_dialled_for_long(configured: str) -> None:
     assert {clock.removesuffix("{%") for clock in clocks} == {"300ms"}, clocks
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there are the priorities that it is given")
+def test_it_goes_as_first_as_a_process_that_carries_frames(tmp_path: Path) -> None:
+    say = "import os; print((os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)))"
+    (tmp_path / "say").write_text(f"#!{sys.executable}\n{say}\n")
+    (tmp_path / "say").chmod(0o700)
+    haproxy_environment(tmp_path, tmp_path / "say")
+    (tmp_path / "haproxy.cfg").touch()
+    command = [tmp_path / "haproxy", "-f", tmp_path / "haproxy.cfg"]
+    ours = [sys.executable, "-c", f"from actors.promptly import promptly; promptly(); {say}"]
+    told = [subprocess.run(each, check=True, capture_output=True, text=True).stdout for each in (command, ours)]
+    assert told[0] == told[1]
+
+
 def test_no_clock_of_haproxy_cuts_a_healthy_call_within_an_hour(configured: str, tmp_path: Path) -> None:
     """All clocks that there are in the template are known here, and those that can end an open WebSocket are an hour
     or more, or off, under the environment that we give Ray."""
