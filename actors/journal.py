@@ -16,18 +16,16 @@ Nothing here touches a disk, and nothing is pickled: `from_bytes` reads what ano
 
 from __future__ import annotations
 
-import math
-import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
 
 from actors.errors import JournalError
 from actors.frame_log import FrameLog
+from actors.journal_bytes import MAX_SEED, Fields, sealed, unsealed
 from actors.messages import FrameOut
 from graphs.stages import CodecPast, Codes, Past, Pcm, Sampling, SessionSpec
 
@@ -40,13 +38,7 @@ RECEPTIVE_S = 80.0  # layers × context of the published Mimi: 8 × 250 position
 PCM_AHEAD = 32
 MAX_ROWS = 1 << 20  # 23 hours without an anchor
 MAX_CONTROLS = 100_000
-MAX_SEED = 2**63 - 1
-MAX_TOKEN = 2**31 - 1
-MAX_FRAME = 1 << 40
 MAX_RECEPTIVE_FRAMES = 10_000  # 800 s, ten times the published codec's
-MAX_BYTES = 128 << 20  # a full day without an anchor and a long codec together
-MAGIC, VERSION = b"PPXJ", 1
-HEADER = struct.Struct("<4sHI")  # magic, version, CRC-32 of what follows
 
 
 class Control(NamedTuple):
@@ -188,9 +180,9 @@ class Journal:
         self.rows.drop_before(first_row)
 
     def to_bytes(self) -> bytes:
-        """MAGIC, version, CRC-32 of the rest, then one msgpack map."""
+        """All that was noted: see actors.journal_bytes."""
         spec = self.spec
-        body: bytes = msgpack.packb(
+        return sealed(
             {
                 "session": self.session,
                 "voice": spec.voice,
@@ -212,15 +204,13 @@ class Journal:
                 "first_codes": self.user_codes.start,
                 "user_codes": self.user_codes.to_bytes(),
                 "agent_codes": self.agent_codes.to_bytes(),
-            },
-            unicode_errors="surrogatepass",  # JSON can carry half a surrogate pair into a role
+            }
         )
-        return HEADER.pack(MAGIC, VERSION, zlib.crc32(body)) + body
 
     @staticmethod
     def from_bytes(blob: bytes, receptive_s: float = RECEPTIVE_S) -> Journal:
         """The journal that `to_bytes` wrote. Raises JournalError, and nothing else, whatever the bytes are."""
-        fields = _Fields(_open_blob(blob))
+        fields = Fields(unsealed(blob))
         text_temperature, text_top_k, audio_temperature, audio_top_k = fields.numbers("sampling", 4)
         sampling = Sampling(text_temperature, int(text_top_k), audio_temperature, int(audio_top_k))
         seed, role_tokens = fields.number("seed", MAX_SEED), fields.tokens("role_tokens")
@@ -263,88 +253,3 @@ class Journal:
 
 def _sampling_values(s: Sampling) -> tuple[float, int, float, int]:
     return s.text_temperature, s.text_top_k, s.audio_temperature, s.audio_top_k
-
-
-def _open_blob(blob: bytes) -> dict[str, Any]:
-    """The map in a blob, its frame checked."""
-    if len(blob) > MAX_BYTES:
-        raise JournalError(f"a journal has at most {MAX_BYTES} bytes, these are {len(blob)}")
-    if len(blob) < HEADER.size or blob[: len(MAGIC)] != MAGIC:
-        raise JournalError("these bytes are not a journal")
-    _, version, crc = HEADER.unpack_from(blob)
-    if version != VERSION:
-        raise JournalError(f"this journal is of version {version}, this build reads version {VERSION}")
-    body = memoryview(blob)[HEADER.size :]
-    if zlib.crc32(body) != crc:
-        raise JournalError("this journal was cut off or damaged on its way")
-    try:
-        fields = msgpack.unpackb(body, unicode_errors="surrogatepass", strict_map_key=True, max_ext_len=0)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise JournalError("this journal holds no readable map") from error
-    if not isinstance(fields, dict):
-        raise JournalError("this journal holds no readable map")
-    return fields
-
-
-class _Fields:
-    """Reads a journal's map, field by field, believing nothing."""
-
-    def __init__(self, fields: dict[str, Any]) -> None:
-        self._fields = fields
-
-    def _get(self, name: str, kind: type) -> Any:
-        value = self._fields.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise JournalError(f"this journal's field '{name}' is missing or of the wrong kind")
-        return value
-
-    def text(self, name: str) -> str:
-        text: str = self._get(name, str)
-        return text
-
-    def flag(self, name: str) -> bool:
-        """False where it is missing: builds before it had none."""
-        value = self._fields.get(name, False)
-        if not isinstance(value, bool):
-            raise JournalError(f"this journal's field '{name}' is of the wrong kind")
-        return value
-
-    def number(self, name: str, most: int = MAX_FRAME) -> int:
-        number: int = self._get(name, int)
-        if not 0 <= number <= most:
-            raise JournalError(f"this journal's field '{name}' is {number}, not within 0 … {most}")
-        return number
-
-    def numbers(self, name: str, count: int) -> tuple[float, ...]:
-        return _finite(name, self._get(name, list), count)
-
-    def tokens(self, name: str) -> tuple[int, ...] | None:
-        if self._fields.get(name) is None:
-            return None
-        values: list[Any] = self._get(name, list)
-        if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= MAX_TOKEN for v in values):
-            raise JournalError(f"this journal's field '{name}' does not hold tokens")
-        return tuple(values)
-
-    def blob(self, name: str, width: int, most: int) -> Rows:
-        """[n, width] int16, n ≤ most."""
-        data: bytes = self._get(name, bytes)
-        if len(data) % (2 * width) or len(data) > 2 * width * most:
-            raise JournalError(f"this journal's field '{name}' has {len(data)} bytes, not up to {most} × {2 * width}")
-        return np.frombuffer(data, dtype="<i2").astype(np.int16).reshape(-1, width)
-
-    def controls(self) -> Iterator[Control]:
-        for entry in self._get("controls", list):
-            if not (isinstance(entry, list) and len(entry) == 3):
-                raise JournalError("this journal holds an unreadable control")
-            frame, kind, values = entry
-            if not (isinstance(frame, int) and isinstance(kind, str) and isinstance(values, list) and frame >= 0):
-                raise JournalError("this journal holds an unreadable control")
-            yield Control(frame, kind, _finite("controls", values, len(values)))
-
-
-def _finite(name: str, values: list[Any], count: int) -> tuple[float, ...]:
-    known = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
-    if len(known) != count or len(values) != count:
-        raise JournalError(f"this journal's field '{name}' does not hold {count} numbers")
-    return tuple(known)

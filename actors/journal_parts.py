@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from actors.errors import JournalError
-from actors.journal import MAX_BYTES
+from actors.journal_bytes import MAX_BYTES
 from actors.messages import JournalPart
 
 # A frame that is ready waits behind one part at most: 2 ms of a 1 Gbit/s link, of the frame's 80.

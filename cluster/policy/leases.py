@@ -11,12 +11,12 @@ says that the slot is free. docs/decisions/routing.md says more.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
 from cluster.policy.ended import EndedSlots
 from cluster.policy.lease import Claim, EpochConflict, Key, Lease, NotHeld, Reported
+from cluster.policy.lease_index import LeaseIndex
 from cluster.policy.quarantine import on_probation
 
 __all__ = ["Claim", "EpochConflict", "Lease", "LeaseTable", "NotHeld", "Reported"]
@@ -37,12 +37,8 @@ class LeaseTable:
         self._ended_slots = EndedSlots(lease_s)
         self._highest: dict[str, int] = {}  # the highest epoch ever given to a session
         self._past: dict[str, tuple[Lease, float]] = {}  # ended sessions: the last lease, until when to remember it
-        self._on: dict[str, dict[Key, Lease]] = {}  # active and pending ones, by replica
-        self._unconfirmed: dict[Key, Lease] = {}
+        self._index = LeaseIndex()  # of active and pending ones
         self._heard_s: dict[str, float] = {}  # when each replica last reported: what its leases live by
-        self._of_tenant: Counter[str] = Counter()
-        self._arriving: Counter[str] = Counter()
-        self._changed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._active)
@@ -57,23 +53,23 @@ class LeaseTable:
 
     def occupied(self, replica: str) -> int:
         """Slots of a replica that are held, or may still be."""
-        return len(self._on.get(replica, ())) + self._ended_slots.count(replica)
+        return self._index.count(replica) + self._ended_slots.count(replica)
 
     def on(self, replica: str) -> tuple[Lease, ...]:
         """The leases of a replica, active and pending."""
-        return tuple(self._on.get(replica, {}).values())
+        return self._index.on(replica)
 
     def rebuilding(self, replica: str) -> int:
         """Conversations that a replica has yet to rebuild from their journals."""
-        return self._arriving[replica]
+        return self._index.arriving(replica)
 
     def has_suspect(self, replica: str, now_s: float) -> bool:
         """Whether a conversation that may have killed a replica has yet to prove itself on this one."""
-        return any(lease.suspect and on_probation(lease.live_s, now_s) for lease in self._on.get(replica, {}).values())
+        return any(lease.suspect and on_probation(lease.live_s, now_s) for lease in self.on(replica))
 
     def held_by(self, tenant: str) -> int:
         """Conversations a tenant has now."""
-        return self._of_tenant[tenant]
+        return self._index.held_by(tenant)
 
     def epoch_in_force(self, session: str) -> int:
         """The epoch of the active lease, or the last one of a session that has ended; 0 for one never heard of."""
@@ -86,8 +82,7 @@ class LeaseTable:
 
     def take_changed(self) -> set[str]:
         """The replicas whose leases have changed since this was last asked."""
-        changed, self._changed = self._changed, set()
-        return changed
+        return self._index.take_changed()
 
     # ---- what an owner asks for -------------------------------------------------------------------------------
 
@@ -225,7 +220,7 @@ class LeaseTable:
         for slot in reported:
             key = (slot.session, slot.epoch)
             seen[slot.session] = slot.epoch
-            lease = self._on.get(replica, {}).get(key) or self._resumed(replica, key)
+            lease = self._index.find(replica, key) or self._resumed(replica, key)
             if lease is not None and not self._overdue(lease, now_s):
                 self._renew(lease, slot, now_s)
             elif lease is not None or not self._take_over(replica, slot, now_s, adopt):
@@ -235,7 +230,7 @@ class LeaseTable:
             if lease.confirmed and not lease.is_in(seen):
                 self._lose(lease, now_s)
         if self._ended_slots.reported(replica, seen, now_s):
-            self._changed.add(replica)
+            self._index.changed(replica)
         return tuple(to_close)
 
     def forget(self, replica: str, now_s: float) -> None:
@@ -248,13 +243,13 @@ class LeaseTable:
     def expire(self, now_s: float) -> list[Lease]:
         """Quarantine every lease that ran out, free every slot whose quarantine ended; return the former."""
         due_s = now_s - self.lease_s
-        ran_out = [lease for lease in self._unconfirmed.values() if lease.granted_s <= due_s]
+        ran_out = [lease for lease in self._index.unconfirmed() if lease.granted_s <= due_s]
         for replica in [replica for replica, heard_s in self._heard_s.items() if heard_s <= due_s]:
             del self._heard_s[replica]
             ran_out += [lease for lease in self.on(replica) if lease.confirmed]
         for lease in ran_out:
             self._lose(lease, now_s, silent=True)
-        self._changed |= self._ended_slots.expire(now_s)
+        self._index.changed(*self._ended_slots.expire(now_s))
         for session in [session for session, (_, until_s) in self._past.items() if until_s <= now_s]:
             del self._past[session], self._highest[session]
         return ran_out
@@ -338,34 +333,12 @@ class LeaseTable:
     def _insert(self, into: dict[str, Lease], lease: Lease) -> Lease:
         into[lease.session] = lease
         if into is self._active:
-            self._of_tenant[lease.tenant] += 1
             self._past.pop(lease.session, None)
         self._highest[lease.session] = max(lease.epoch, self._highest.get(lease.session, 0))
-        self._on.setdefault(lease.replica, {})[lease.key] = lease
-        if not lease.confirmed:
-            self._unconfirmed[lease.key] = lease
-        if lease.arriving:
-            self._arriving[lease.replica] += 1
-        self._changed.add(lease.replica)
+        self._index.put(lease, active=into is self._active)
         return lease
 
     def _remove(self, lease: Lease) -> None:
-        if self._active.get(lease.session) is lease:
-            del self._active[lease.session]
-            self._count(self._of_tenant, lease.tenant, -1)
-        else:
-            del self._pending[lease.session]
-        on = self._on[lease.replica]
-        del on[lease.key]
-        if not on:
-            del self._on[lease.replica]
-        self._unconfirmed.pop(lease.key, None)
-        if lease.arriving:
-            self._count(self._arriving, lease.replica, -1)
-        self._changed.add(lease.replica)
-
-    @staticmethod
-    def _count(of: Counter[str], name: str, by: int) -> None:
-        of[name] += by
-        if not of[name]:
-            del of[name]  # names come and go for years; only those in use are kept
+        active = self._active.get(lease.session) is lease
+        del (self._active if active else self._pending)[lease.session]
+        self._index.take(lease, active=active)

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors import journal as journal_module
+from actors import journal_bytes
 from actors.errors import JournalError
-from actors.journal import HEADER, MAGIC, VERSION, Control, Journal
+from actors.journal import Control, Journal
+from actors.journal_bytes import HEADER, MAGIC, VERSION
 from graphs.stages import Sampling, SessionSpec
 
 Rows = npt.NDArray[np.int16]
@@ -150,7 +152,7 @@ def test_a_sound_frame_around_no_map_is_refused() -> None:
 
 def test_a_journal_that_is_too_big_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     blob = grown(3).to_bytes()
-    monkeypatch.setattr(journal_module, "MAX_BYTES", len(blob) - 1)
+    monkeypatch.setattr(journal_bytes, "MAX_BYTES", len(blob) - 1)
     with pytest.raises(JournalError, match="at most"):
         Journal.from_bytes(blob)
 
