@@ -150,12 +150,12 @@ def _config(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}, so it is no checkpoint: copy it from where the weights came from"
         ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}): copy it anew") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} holds no JSON object: copy it anew from where the weights came from")
     written = config.get("format", FORMAT)
     if written != FORMAT:
-        raise CheckpointError(f"{path} is of format {written!r}, this version reads {FORMAT!r}")
+        raise CheckpointError(f"{path} is of format {written!r}, this version reads {FORMAT!r}: export it again")
     return config
 
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 READY_TIMEOUT_S = 600.0  # loading 17 GB from a slow disk; the demo checkpoint takes seconds
 STOP_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.25  # at how far a deploy has come
+_SEE_MORE = "Start it with --log-level DEBUG to see what its processes say."
 OBJECT_STORE_BYTES = 160 << 20  # everything that matters travels inline; Ray would reserve a third of the memory
 
 
@@ -103,7 +104,7 @@ def start_local(settings: ServeSettings, *, ready_timeout_s: float = READY_TIMEO
     except BaseException as error:
         server.stop()
         if isinstance(error, Exception):
-            raise LocalStartError(f"{type(error).__name__}: {error}") from error
+            raise LocalStartError(f"{type(error).__name__}: {error}. {_SEE_MORE}") from error
         raise
     return server
 
@@ -224,7 +225,7 @@ def _wait_until_ready(url: str, timeout_s: float) -> None:
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             last = error
         if time.monotonic() >= deadline:
-            raise LocalStartError(f"The server was not ready within {timeout_s:g} s: {last}.")
+            raise LocalStartError(f"The server was not ready within {timeout_s:g} s: {last}. {_SEE_MORE}")
         time.sleep(0.1)
 
 

@@ -309,10 +309,14 @@ class LeaseTable:
 
     def _lose(self, lease: Lease, now_s: float, *, silent: bool = False) -> None:
         """A lease ends without its owner's doing: what it was moving to is its home now. `silent`: its replica has
-        not said so, and may still hold it."""
+        not said so, and may still hold it. One that is not held any more is lost already."""
+        # It may have been promoted since whoever calls this looked: then it is kept as another object.
+        held = self._index.find(lease.replica, lease.key)
+        if held is None:
+            return
         pending = self._pending.get(lease.session)
-        self._end(lease, now_s, opened=silent, revivable=silent)
-        if pending is not None and pending is not lease:
+        self._end(held, now_s, opened=silent, revivable=silent)
+        if pending is not None and pending is not held:
             self._promote(pending, pending.live_s)
 
     def _promote(self, pending: Lease, live_s: float | None) -> Lease:

@@ -106,6 +106,19 @@ def test_a_replica_that_was_cut_off_gets_its_session_back_unless_it_has_moved(ta
     assert report(table, ("s", 1), now_s=3 * LEASE_S) == (("s", 1),)
 
 
+def test_both_ends_of_a_move_may_fall_silent_at_once(table: LeaseTable) -> None:
+    """The one it moves to takes the place of its home, and is lost as well."""
+    grant(table)
+    report(table, ("s", 1))
+    table.prepare(Claim("s", "t", "i", 1), "other", 0.0)
+    report(table, ("s", 2), replica="other")
+    assert {lease.replica for lease in table.expire(LEASE_S)} == {"r", "other"}
+    assert (table.get("s"), table.pending("s"), len(table), table.held_by("t")) == (None, None, 0, 0)
+    assert (table.occupied("r"), table.occupied("other")) == (1, 1)  # in quarantine
+    table.expire(2 * LEASE_S)
+    assert (table.occupied("r"), table.occupied("other")) == (0, 0)
+
+
 def test_what_no_lease_owns_is_closed_or_adopted_with_the_highest_epoch(table: LeaseTable) -> None:
     assert report(table, ("s", 7)) == (("s", 7),)
     assert report(table, ("s", 7), adopt=True) == ()
