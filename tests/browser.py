@@ -20,7 +20,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-START_S = 30.0
+START_S = 60.0
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -78,7 +78,7 @@ class Page:
             raise PageError(json.dumps(result["exceptionDetails"])[:1000])
         return result["result"].get("value")
 
-    async def until(self, condition: str, within_s: float = 15.0) -> None:
+    async def until(self, condition: str, within_s: float = 60.0) -> None:
         """Wait until a JavaScript condition holds; it is looked at by the page."""
         held = await self.run(
             f"""new Promise(done => {{

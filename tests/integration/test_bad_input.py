@@ -7,17 +7,19 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
+from itertools import pairwise
 
 import httpx
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from loadtest.chaos.pulse import Pulse
 from serving.audio.payload import OpusPayloadEncoder
 from tests.real_server import SILENCE, Caller, call, serve
 
 SLOTS = 3
-IDLE_S = 4
+IDLE_S = 6
 LONGEST_GAP_S = 0.4  # between two frames of a bystander; the page's playback buffer bridges a third of it
 
 
@@ -42,20 +44,25 @@ async def bystander(server: str) -> AsyncIterator[Caller]:
                 await other.speak(12)
                 sent += 12
 
-        talking = asyncio.create_task(talk())
+        pulse = Pulse()
+        talking, beating = asyncio.create_task(talk()), asyncio.create_task(pulse.beat())
         try:
             yield other
         finally:
             over.set()
             await talking
+            beating.cancel()
         assert len(other.audio) == sent
-        # The first frames after a start may wait for a neighbour's start.
-        gaps = np.diff(other.arrivals_s[5:])
-        assert gaps.max(initial=0) < LONGEST_GAP_S, f"a gap of {gaps.max():.2f} s"
+        # The first frames after a start may wait for a neighbour's start; and what this process was asleep for itself,
+        # or had to do with what it sends, is not the server's.
+        heard_s = list(pairwise(other.arrivals_s[5:]))
+        gaps = [b - a - sum(stall.within_s(a, b) for stall in pulse.stalls) for a, b in heard_s]
+        print(f"longest gap {max(gaps, default=0):.3f} s")
+        assert max(gaps, default=0) < LONGEST_GAP_S, f"a gap of {max(gaps):.2f} s"
     await busy_slots(server, 0)
 
 
-async def busy_slots(server: str, wanted: int, within_s: float = 10.0) -> None:
+async def busy_slots(server: str, wanted: int, within_s: float = 60.0) -> None:
     """Wait until so many slots are taken."""
     async with asyncio.timeout(within_s), httpx.AsyncClient() as client:
         while (await client.get(f"{server}/readyz")).json()["busy"] != wanted:  # noqa: ASYNC110 - another process
@@ -64,7 +71,7 @@ async def busy_slots(server: str, wanted: int, within_s: float = 10.0) -> None:
 
 async def every_slot_is_free(server: str) -> None:
     """As many conversations as there are slots, and not one more."""
-    async with asyncio.timeout(30), AsyncExitStack() as stack:
+    async with asyncio.timeout(120), AsyncExitStack() as stack:
         for _ in range(SLOTS):
             await _until_admitted(server, stack)
         one_too_many = await stack.enter_async_context(call(server))
@@ -172,7 +179,7 @@ class TestWhileSomebodyElseTalks:
     async def test_a_client_that_says_nothing(self, server: str) -> None:
         async with call(server) as caller:
             await caller.ready()
-            code, error = await caller.closed(IDLE_S + 10)
+            code, error = await caller.closed(IDLE_S + 60)
         assert code == 1008
         assert error is not None
         assert "No audio" in error
@@ -183,7 +190,7 @@ class TestWhileSomebodyElseTalks:
             await caller.ready()
             caller.socket.transport.pause_reading()
             shouting = asyncio.create_task(self._shout(caller))
-            await busy_slots(server, 1, within_s=60)
+            await busy_slots(server, 1)
             shouting.cancel()
             await asyncio.gather(shouting, return_exceptions=True)
             caller.socket.transport.abort()

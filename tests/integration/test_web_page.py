@@ -59,6 +59,22 @@ def state(name: str) -> str:
     return f"document.getElementById('status').dataset.state === '{name}'"
 
 
+async def note(page: Page) -> None:
+    """Keep every state and text of the status from now on: some last for a moment, and the page may be busy."""
+    await page.run(
+        """window.told = [];
+        for (const id of ['status', 'status-text']) {
+            const element = document.getElementById(id);
+            const look = () => told.push(element.dataset.state || element.textContent);
+            new MutationObserver(look).observe(element, {attributes: true, childList: true, characterData: true});
+        }"""
+    )
+
+
+def told(what: str) -> str:
+    return f"told.some(each => each.includes('{what}'))"
+
+
 COLOURED = """(id => {
     const canvas = document.getElementById(id);
     const dots = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
@@ -78,10 +94,11 @@ async def test_a_conversation_from_the_click_to_its_end(page: Page, sound: str) 
         await page.run(f"document.getElementById('sound').value = '{sound}'")
         await page.run("document.getElementById('voice').value = 'VARM3'; document.getElementById('seed').value = '42'")
         await page.run("[...document.querySelectorAll('.chip')].find(c => c.textContent === 'Teacher').click()")
+        await note(page)
         await press(page, "talk")
-        await page.until(state("busy"))
-        await page.until("document.getElementById('status-text').textContent.startsWith('Preparing')")
         await page.until(state("live"))
+        for what in ("busy", "Preparing"):
+            assert await page.run(told(what))
         await page.until("document.getElementById('said').innerText.includes('hello there')")
         await page.until("document.getElementById('delay').textContent.endsWith('ms')")
         for wave in ("you-wave", "agent-wave"):
@@ -177,16 +194,17 @@ async def test_the_page_outlives_its_connection(page: Page, sound: str) -> None:
         await press(page, "talk")
         await page.until(state("live"))
         (conversation,) = there.hubs[0].conversations
-        await until(lambda: answered(conversation, 10), within_s=10)
+        await until(lambda: answered(conversation, 10), within_s=60)
+        await note(page)
         conversation.desert()
         conversation.fail(Draining("This server is being restarted."))  # 1012, and the slot waits
-        await page.until("document.getElementById('status-text').textContent.includes('getting it back')")
+        await page.until(told("getting it back"))
         await page.until(state("live"))
         (again,) = there.hubs[0].conversations
         assert again.session == conversation.session
         before = again.frames_answered
         assert before >= conversation.frames_answered
-        await until(lambda: answered(again, before + 10), within_s=10)
+        await until(lambda: answered(again, before + 10), within_s=60)
         assert not await page.run("document.getElementById('trouble').checkVisibility()")
         await press(page, "talk")
         await page.until(state("idle"))

@@ -65,7 +65,7 @@ async def test_opus_lasts_as_long_as_what_was_said(server: str) -> None:
         await caller.ready()
         for _ in range(25):
             await caller.socket.send(b"\x01" + writer.append_pcm(np.zeros(1920, dtype=np.float32)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(caller.audio) < 25:
                 await caller.take()
     assert sum(len(reader.append_bytes(message)) for message in caller.audio) == 25 * 1920
@@ -92,7 +92,7 @@ async def test_livekits_plugin_holds_a_conversation(server: str, speech: Path) -
     assert came["heard_s"] == pytest.approx(6.0, abs=0.25)
     assert came["peak"] > 100
     assert came["words"]
-    assert came["first_audio_s"] < 3.0
+    assert came["first_audio_s"] < 6.0, "while it was still speaking"
 
 
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium here: apt-get install chromium")
@@ -108,10 +108,8 @@ async def test_the_page_holds_a_conversation(server: str, speech: Path) -> None:
         for sound in ("pcm", "opus"):
             await page.run(f"document.getElementById('sound').value = '{sound}'")
             await page.run("document.getElementById('talk').click()")
-            await page.until("document.getElementById('status').dataset.state === 'live'", within_s=30)
-            await page.until(
-                "document.getElementById('said').querySelector('p time')", within_s=30
-            )  # it has said a word
+            await page.until("document.getElementById('status').dataset.state === 'live'")
+            await page.until("document.getElementById('said').querySelector('p time')")  # it has said a word
             await page.until("document.getElementById('lag').textContent.endsWith('ms')")
             await page.run("document.getElementById('talk').click()")
             await page.until("document.getElementById('status').dataset.state === 'idle'")
