@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ray
 
+from actors.promptly import behind_frames
 from actors.stage_config import StageConfig, StageDescription
 from actors.stage_shell import StageShell
 from graphs.stages import ConverseReply, ConverseStage, Past, PromptInfo, SessionSpec, StageBatch
@@ -17,6 +18,7 @@ class EngineShell(StageShell[ConverseStage]):
             return build_engine(config)
 
         super().__init__(config, build)
+        self._reading = False  # prompts and pasts, beside the frames or without any
 
     @ray.method
     def open(
@@ -28,11 +30,15 @@ class EngineShell(StageShell[ConverseStage]):
         past: Past | None = None,
         tenant: str | None = None,
     ) -> PromptInfo:
+        self._reading = True
         return self._stage.open(session, epoch, slot, spec, past, tenant)
 
     @ray.method
     def step(self, batch: StageBatch) -> ConverseReply:
-        return self._stage.step(batch)
+        with behind_frames(self._reading):
+            reply = self._stage.step(batch)
+        self._reading = reply.pending > 0
+        return reply
 
 
 EngineActor = ray.remote(EngineShell)

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import ray
 
 from actors.gently import gently
-from actors.promptly import promptly
+from actors.promptly import behind_frames, promptly
 from actors.stage_config import StageConfig, StageDescription
 from actors.stage_link import StageServer
 from graphs.stages import CodecPast, CodecStage, ConverseStage, RebuildReply, StageBatch, StageReply
@@ -68,4 +68,5 @@ class CodecShell(StageShell[CodecStage]):
 
     @ray.method
     def rebuild(self, budget_s: float) -> RebuildReply:
-        return self._stage.rebuild(budget_s)
+        with behind_frames():
+            return self._stage.rebuild(budget_s)

@@ -25,7 +25,7 @@ CONNECT_MS = 300
 
 WRAPPER = """#!/bin/sh
 # Started by Ray Serve in place of haproxy: see serving/haproxy.py.
-previous=
+previous= first=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then configuration=$argument; fi
   previous=$argument
@@ -38,9 +38,9 @@ sed -i \\
   -e 's/timeout connect .*[0-9}}]s/timeout connect {connect_ms}ms/' \\
   -e '/^global/ a \\    tune.sndbuf.client {buffer_bytes}\\n    tune.rcvbuf.server {buffer_bytes}' \\
   "$configuration"
-if chrt --rr {real_time} true 2>/dev/null; then exec chrt --rr {real_time} {binary} "$@"; fi
-if [ "$(nice -n {niceness} nice 2>/dev/null)" = {niceness} ]; then exec nice -n {niceness} {binary} "$@"; fi
-exec {binary} "$@"
+if chrt --rr {real_time} true 2>/dev/null; then first="chrt --rr {real_time}"; fi
+if [ "$(nice -n {niceness} nice 2>/dev/null)" = {niceness} ]; then first="nice -n {niceness} $first"; fi
+exec $first {binary} "$@"
 """
 
 

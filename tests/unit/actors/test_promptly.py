@@ -15,7 +15,7 @@ from actors.promptly import NICENESS
 PROGRAM = """
 import gc, os, threading
 from actors.gently import gently
-from actors.promptly import promptly
+from actors.promptly import behind_frames, promptly
 
 def standing(thread=None):
     native = thread.native_id if thread else threading.get_native_id()
@@ -37,8 +37,12 @@ late = threading.Thread(target=stop.wait)
 late.start()
 after = all_threads()
 loading = gently(standing) if not DENIED else None
+with behind_frames():
+    behind = standing()
+with behind_frames(long=False):
+    short = standing()
 stop.set()
-print((before, raised, after, loading, frozen))
+print((before, raised, after, loading, frozen, (behind, short, standing())))
 """
 NOBODY = ()
 REAL_TIME, NICE = "sched_setscheduler", "setpriority"
@@ -52,16 +56,18 @@ REAL_TIME, NICE = "sched_setscheduler", "setpriority"
 def test_all_threads_are_raised_or_none(denied: tuple[str, ...], spins: bool) -> None:
     program = PROGRAM.replace("DENIED", str(denied)).replace("SPINS", str(spins))
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    before, raised, after, loading, frozen = eval(said)
+    before, raised, after, loading, frozen, (behind, short, again) = eval(said)
     assert frozen > 1000, "what was loaded is not searched for garbage again"
     if not raised:  # nor, perhaps, may this test
         assert after == before
         return
     assert NICE not in denied
-    if after == {(os.SCHED_RR, 0)}:
+    if after == {(os.SCHED_RR, NICENESS)}:
         assert not spins, "nobody waits behind a loop that waits for a GPU"
         assert REAL_TIME not in denied
     else:
         assert after == {(os.SCHED_OTHER, NICENESS)}
+    assert behind == (os.SCHED_OTHER, NICENESS), "what takes long goes by its niceness"
+    assert {short, again} == after
     if loading is not None:
         assert loading == (os.SCHED_OTHER, GENTLE), "what loads yields all the same"
