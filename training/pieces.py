@@ -50,6 +50,10 @@ VARIANTS: dict[Speaker, tuple[Line, ...]] = {
         Line(gain_db=-6.0, noise_db=-50.0),
         Line(speed=0.9, gain_db=-9.0),
         Line(speed=1.12, gain_db=-3.0, noise_db=-42.0, slope=2.0),
+        Line(speed=0.84, gain_db=-2.0),
+        Line(speed=1.06, gain_db=-12.0, noise_db=-55.0),
+        Line(speed=0.95, gain_db=-4.0, noise_db=-38.0, slope=1.5),
+        Line(speed=1.19, gain_db=-6.0),
     ),
     "aside": (Line(),),
 }
