@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 PERSONAPLEX = (sys.executable, "-m", "serving.cli.main")
-START_S, STOP_S = 120, 30
+START_S, STOP_S = 120, 60
 
 
 @pytest.fixture(scope="module")
