@@ -187,9 +187,12 @@ class World:
         await self.feed(talk)
 
     async def end_move(self, talk: Talk) -> None:
-        """Go over to the next home, if it has caught up."""
+        """Go over to the next home, if it has caught up; one that is lost is given up."""
         old, new = talk.home, talk.next
-        if old is None or new is None or new.lost or new.ready is None or talk.parked:
+        if new is not None and new.lost:
+            await self.abort_move(talk)
+            return
+        if old is None or new is None or new.ready is None or talk.parked:
             return
         if talk.heard < talk.journal.heard_frames and not old.lost:
             return

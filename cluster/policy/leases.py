@@ -96,9 +96,10 @@ class LeaseTable:
     def check(self, claim: Claim) -> None:
         """Compare-and-set: raises EpochConflict unless the claim names the epoch in force.
 
-        Its owner may also name that of a move which came to nothing. For a recovery, any epoch of the same serial will
-        do: an ingress does not race with itself, and the answer that told it of the one in force may be lost. And
-        where it is higher than ours it counts: this table may be younger than the conversation.
+        Its owner may also name that of a move which came to nothing; where the lease was taken over from a report, that
+        may be one that only a former router knew. For a recovery, any epoch of the same serial will do: an ingress does
+        not race with itself, and the answer that told it of the one in force may be lost. And where it is higher than
+        ours it counts: this table may be younger than the conversation.
 
         A resume that has not reached the replica does not stand in the way of a recovery by the owner before it, where
         that replica is lost: nobody can take the conversation over from it, and who holds the journal can go on.
@@ -110,7 +111,7 @@ class LeaseTable:
         if lease is not None and lease.owner == claim.owner:
             if claim.recovery and claim.serial == lease.serial:
                 return
-            if in_force < claim.after_epoch <= self.highest(claim.session):
+            if in_force < claim.after_epoch and (lease.adopted or claim.after_epoch <= self.highest(claim.session)):
                 return
         if lease is not None and claim.unreachable and lease.is_still_of(claim.owner, claim.after_epoch):
             return

@@ -106,6 +106,17 @@ def test_a_replica_that_was_cut_off_gets_its_session_back_unless_it_has_moved(ta
     assert report(table, ("s", 1), now_s=3 * LEASE_S) == (("s", 1),)
 
 
+def test_a_new_router_lets_a_conversation_move_whose_former_move_came_to_nothing(table: LeaseTable) -> None:
+    """Its owner was given epochs that no replica reports; nobody is given them again."""
+    report(table, ("s", 3), adopt=True)
+    with pytest.raises(EpochConflict):
+        table.prepare(Claim("s", "t", "stranger", 5), "other", 0.0)
+    assert table.prepare(Claim("s", "t", "i", 5), "other", 0.0).epoch == 6
+    table.commit("s", 6, "i", 0.0)
+    with pytest.raises(EpochConflict):  # this one knows what it has granted
+        table.prepare(Claim("s", "t", "i", 8), "r", 0.0)
+
+
 def test_both_ends_of_a_move_may_fall_silent_at_once(table: LeaseTable) -> None:
     """The one it moves to takes the place of its home, and is lost as well."""
     grant(table)
@@ -170,6 +181,23 @@ class LeaseMachine(RuleBasedStateMachine):
         if arrives:
             self.slots[replica][session] = lease.epoch
 
+    @rule(session=sessions, replica=st.sampled_from(["r1", "r2"]), arrives=st.booleans())
+    def begins_to_move(self, session: str, replica: str, arrives: bool) -> None:
+        lease = self.table.get(session)
+        if lease is None or lease.replica == replica:
+            return
+        pending = self.table.prepare(Claim(session, "t", "i", lease.epoch), replica, self.now_s)
+        assert pending.epoch > self.highest[session]
+        self.highest[session] = pending.epoch
+        if arrives:
+            self.slots[replica][session] = pending.epoch
+
+    @rule(session=sessions)
+    def ends_its_move(self, session: str) -> None:
+        pending = self.table.pending(session)
+        if pending is not None:
+            self.table.commit(session, pending.epoch, "i", self.now_s)
+
     @rule(target=sessions, session=consumes(sessions), told=st.booleans())
     def released(self, session: str, told: bool) -> object:
         lease = self.table.get(session)
@@ -187,10 +215,9 @@ class LeaseMachine(RuleBasedStateMachine):
         for session, epoch in self.table.reconcile(replica, reported, self.now_s, adopt=False):
             assert held[session] == epoch
             del held[session]
-        for session, epoch in held.items():  # whoever was not told to close owns an active lease
-            lease = self.table.get(session)
-            assert lease is not None
-            assert (lease.epoch, lease.replica) == (epoch, replica)
+        for session, epoch in held.items():  # whoever was not told to close owns a lease, or is where it is moving to
+            leases = (self.table.get(session), self.table.pending(session))
+            assert (epoch, replica) in [(lease.epoch, lease.replica) for lease in leases if lease is not None]
 
     @rule(by_s=st.floats(0.1, 4.0))
     def time_passes(self, by_s: float) -> None:
@@ -202,7 +229,8 @@ class LeaseMachine(RuleBasedStateMachine):
         active = [lease for session in self.highest if (lease := self.table.get(session))]
         assert len(active) == len(self.table) == self.table.held_by("t")
         for replica in self.slots:
-            assert self.table.occupied(replica) >= sum(lease.replica == replica for lease in active)
+            coming = [lease for session in self.highest if (lease := self.table.pending(session))]
+            assert self.table.occupied(replica) >= sum(lease.replica == replica for lease in (*active, *coming))
 
     def teardown(self) -> None:
         for session in list(self.highest):
