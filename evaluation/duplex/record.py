@@ -28,7 +28,7 @@ LAG_MOVES_S = 0.25  # more than that, and "600 ms after" is no time anybody expe
 STALLED_MOST = 0.25  # of a call; beyond it, the rest was hardly a conversation
 _KEPT = ("lm_model_file", "trained", "notice", "voice", "seed", "session", "instance_name")
 _LAG_WINDOW = 25  # frames of which the median is one lag: a single late frame is jitter
-_BUSY, _BUSY_TRIES, _BUSY_WAIT_S = 1013, 5, 2.0  # a slot is free a moment after the call that had it
+_BUSY, _BUSY_TRIES, _BUSY_WAIT_S = 1013, 30, 2.0  # a call has to end, or a replica that is late to catch up
 
 
 class NotLive(Exception):
