@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class StageConfig:
     """What a stage is built from. `dtype` is the language model's: None is bf16, or fp32 on a CPU without numba."""
 
-    checkpoint: str = "demo"  # a folder, a Hugging Face repository id, or "demo"
+    checkpoint: str = "demo"  # a folder, a Hugging Face repository id, "demo" or "demo-random"
     slots: int = 4
     device: str = "cpu"
     dtype: str | None = None  # "float32" or "bfloat16"

@@ -15,10 +15,10 @@ from graphs.backends import Backends
 from graphs.kv_pressure import KVPressure
 from graphs.prefill_budget import PrefillBudget
 from graphs.prefix_cache import DEFAULT_LIMIT_BYTES, PrefixCache, PrefixOwners
-from graphs.sampling import HAS_NUMBA, MAX_TOP_K
+from graphs.sampling import HAS_NUMBA
 from graphs.self_test import settle
 from graphs.slot_engine import DEFAULT_TILE, SlotEngine, StepOut
-from graphs.stages import Past, Sampling, SessionSpec
+from graphs.stages import Past, SessionSpec
 from models.checkpoint import Checkpoint
 from models.lm import LanguageModel
 from models.prompt import Prompt, build_prompt
@@ -98,7 +98,7 @@ class ConversationEngine:
         the voice, which is the checkpoint's, is remembered. Raises ValueError with a sentence for the user, OutOfPages
         if the KV cache is promised to others (see SlotEngine.open).
         """
-        check_sampling(spec.sampling)
+        spec.sampling.check()
         prompt = self.prompt(spec)
         owners = PrefixOwners(role=tenant or None)
         self.slot_engine.open(slot, prompt, spec.sampling, spec.seed, past=past, owners=owners)
@@ -131,16 +131,6 @@ class ConversationEngine:
     def close(self, slot: int) -> None:
         """Frees a slot; closing a free one is no error, since whoever closes may be cleaning up."""
         self.slot_engine.close(slot)
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raises ValueError if a temperature or top-k is outside what the step can draw from."""
-    for name, temperature in (("text", sampling.text_temperature), ("audio", sampling.audio_temperature)):
-        if not 0.0 <= temperature <= 10.0:
-            raise ValueError(f"{name} temperature {temperature} is not in 0 … 10")
-    for name, top_k in (("text", sampling.text_top_k), ("audio", sampling.audio_top_k)):
-        if not 1 <= top_k <= MAX_TOP_K:
-            raise ValueError(f"{name} top-k {top_k} is not in 1 … {MAX_TOP_K}")
 
 
 def numerics_id(

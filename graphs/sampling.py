@@ -20,8 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.config import MAX_TOP_K
+
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
-MAX_TOP_K = 512  # a static bound, so that a captured step has one shape
 
 _GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment and multipliers (Steele et al. 2014)
 _MIX_1 = 0xBF58476D1CE4E5B9

@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.config import Sampling as Sampling  # part of what stages exchange; its defaults are the checkpoint's
+
 Pcm = npt.NDArray[np.int16]
 Codes = npt.NDArray[np.int16]
 
@@ -56,16 +58,6 @@ class StageReply(NamedTuple):
     verdicts: tuple[Verdict, ...]
     details: tuple[int, ...]  # see Verdict.NEED and Verdict.STALE, else 0
     data: npt.NDArray[np.int16]  # rows of refused entries are zero
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a conversation's tokens are drawn; the defaults are the published ones. Temperature 0 is greedy."""
-
-    text_temperature: float = 0.7
-    text_top_k: int = 25
-    audio_temperature: float = 0.8
-    audio_top_k: int = 250
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from models.config import (
     PUBLISHED_SINE_CODES,
     LMConfig,
     MimiConfig,
+    Sampling,
 )
 from models.lm import LanguageModel
 from models.mimi import Mimi
@@ -58,6 +59,7 @@ class Checkpoint:
     voices: VoiceLibrary
     silence_codes: tuple[int, ...]  # [8], what this codec makes of silence
     sine_codes: tuple[int, ...]  # [8], what it makes of a 440 Hz sine
+    sampling: Sampling  # for whoever names no other: what it recommends, or the published values
     weights_hash: str  # cheap and stable; see CheckpointFiles.weights_hash
 
 
@@ -70,7 +72,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Loads the asked-for parts of a checkpoint onto `device`.
 
-    ref: a folder, a Hugging Face repository id, or "demo" (see find_checkpoint).
+    ref: a folder, a Hugging Face repository id, "demo" or "demo-random" (see find_checkpoint).
     dtype: of the language model; by default bf16 on a GPU and fp32 on the CPU, where bf16 is emulated. Its norms
     and the codec are fp32 always.
     Raises CheckpointError: what is wrong, where, and what to do about it.
@@ -102,6 +104,7 @@ def load_checkpoint(
         ),
         silence_codes=_codes(files, "silence_codes", PUBLISHED_SILENCE_CODES, lm_config),
         sine_codes=_codes(files, "sine_codes", PUBLISHED_SINE_CODES, lm_config),
+        sampling=_sampling(files),
         weights_hash=files.weights_hash,
     )
 
@@ -144,6 +147,13 @@ def _shapes(files: CheckpointFiles) -> tuple[LMConfig, MimiConfig]:
         return LMConfig.from_dict(_section(files, "lm")), MimiConfig.from_dict(_section(files, "mimi"))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{files.folder / 'config.json'}: {error}") from error
+
+
+def _sampling(files: CheckpointFiles) -> Sampling:
+    try:
+        return Sampling.from_dict(_section(files, "sampling"))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{files.folder / 'config.json'}: {error}; correct it there or leave it out") from error
 
 
 def _section(files: CheckpointFiles, key: str) -> Mapping[str, Any]:

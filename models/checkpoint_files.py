@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are: a folder, a Hugging Face repository, or the demo model made on first use."""
+"""Where a checkpoint's files are: a folder, a Hugging Face repository, or a demo model, shipped or made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = "personaplex-serving/1"
-DEMO = "demo"
+DEMO = "demo"  # the demo model that ships with this package, where one does; else the random one
+DEMO_RANDOM = "demo-random"  # always the one with random weights (models.demo_checkpoint)
+SHIPPED_DEMO = Path(__file__).parent / "assets" / "demo"
 
 # What nvidia/personaplex-7b-v1 holds and we read. Its Mimi and tokenizer carry hashes in their names.
 LM_FILES = ("model.safetensors",)
@@ -73,7 +75,8 @@ def find_checkpoint(ref: str | Path) -> CheckpointFiles:
     """Resolves `ref` and reads its config.json.
 
     ref: a folder; a Hugging Face repository "owner/name" (or "owner/name@revision"), fetched into its cache with
-    the token of HF_TOKEN or `hf auth login`; or "demo". Raises CheckpointError.
+    the token of HF_TOKEN or `hf auth login`; "demo", the model that ships with this package or, where none does, the
+    random one; or "demo-random", always that one. Raises CheckpointError.
     """
     folder = _folder(ref)
     config = _config(folder / CONFIG)
@@ -93,7 +96,9 @@ def find_checkpoint(ref: str | Path) -> CheckpointFiles:
 
 
 def _folder(ref: str | Path) -> Path:
-    if str(ref) == DEMO:
+    if str(ref) == DEMO and (SHIPPED_DEMO / CONFIG).is_file():
+        return SHIPPED_DEMO
+    if str(ref) in (DEMO, DEMO_RANDOM):
         from models.demo_checkpoint import ensure_demo_checkpoint  # it writes what this module reads
 
         return ensure_demo_checkpoint()
@@ -104,7 +109,7 @@ def _folder(ref: str | Path) -> Path:
     if known is None:
         raise CheckpointError(
             f"there is no checkpoint {str(ref)!r}: give a folder that exists, a Hugging Face repository such as "
-            f"nvidia/personaplex-7b-v1, or {DEMO!r}"
+            f"nvidia/personaplex-7b-v1, {DEMO!r}, or {DEMO_RANDOM!r}"
         )
     return _fetch(known["repo"], known["revision"])
 

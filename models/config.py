@@ -1,4 +1,4 @@
-"""Shapes and constants of the language model and the codec, read from a checkpoint's config.json."""
+"""Shapes and constants of language model and codec, and how tokens are drawn: what a config.json may say."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ TEXT_PAD = 3  # "nothing is being said"
 TEXT_END_OF_PAD = 0  # stands before a word
 NO_INPUT = -1  # contributes nothing to the input embedding
 UNGENERATED = -2  # to be sampled by the step
+
+MAX_TEMPERATURE = 10.0
+MAX_TOP_K = 512  # a static bound, so that a captured step has one shape
 
 # Codes of silence and of a 440 Hz sine under the published Mimi. Another codec has its own, in config.json.
 PUBLISHED_SILENCE_CODES = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
@@ -147,3 +150,42 @@ class MimiConfig:
             quantizer=QuantizerConfig(**_known(QuantizerConfig, values.get("quantizer", {}))),
             num_codebooks=int(values.get("num_codebooks", AUDIO_CODEBOOKS)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a conversation's tokens are drawn; the defaults are the published ones. Temperature 0 is greedy.
+
+    A checkpoint's config.json may recommend others under "sampling", which then hold for whoever names none.
+    """
+
+    text_temperature: float = 0.7
+    text_top_k: int = 25
+    audio_temperature: float = 0.8
+    audio_top_k: int = 250
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Sampling:
+        """Any of the four by name. Raises ValueError for another name, TypeError for what is no number, and as `check`.
+
+        A name that is misspelt would otherwise leave a model as it must not be sampled, and nobody would know.
+        """
+        names = [f.name for f in fields(Sampling)]
+        for name, value in values.items():
+            if name not in names:
+                raise ValueError(f"sampling has no {name!r}, only {', '.join(names)}")
+            whole = name.endswith("top_k")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise TypeError(f"sampling's {name} must be a {'whole ' if whole else ''}number, not {value!r}")
+        sampling = Sampling(**values)
+        sampling.check()
+        return sampling
+
+    def check(self) -> None:
+        """Raises ValueError if a temperature or top-k is outside what a step can draw from."""
+        for name, temperature in (("text", self.text_temperature), ("audio", self.audio_temperature)):
+            if not 0.0 <= temperature <= MAX_TEMPERATURE:
+                raise ValueError(f"{name} temperature {temperature} is not in 0 … {MAX_TEMPERATURE:g}")
+        for name, top_k in (("text", self.text_top_k), ("audio", self.audio_top_k)):
+            if not 1 <= top_k <= MAX_TOP_K:
+                raise ValueError(f"{name} top-k {top_k} is not in 1 … {MAX_TOP_K}")

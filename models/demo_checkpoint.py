@@ -1,6 +1,7 @@
-"""The embedded default: a small checkpoint of the same architecture, with random weights, made on first use.
+"""`demo-random`: a small checkpoint of the same architecture, with random weights, made on first use.
 
-It cannot speak yet (config.json says `trained: false`); it exercises every part that the published weights do.
+It is also what `demo` means where no trained one ships (models.checkpoint_files). It cannot speak (config.json says
+`trained: false`); it exercises every part that the published weights do.
 Weights are exact on any machine: integers from PCG64, scaled; no library's notion of "normal" is involved.
 """
 

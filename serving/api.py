@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -89,7 +89,8 @@ def _add_lists(api: FastAPI, parts: IngressParts) -> None:
         parts.tenants.authenticate(request.headers, request.query_params)
         name = parts.catalog.model
         owner = name.split("/")[0] if "/" in name else "personaplex-serving"  # a repository's owner, or ours
-        about = {"trained": parts.catalog.trained, "notice": parts.catalog.notice}
+        sampling = asdict(parts.catalog.sampling)  # what a caller gets who names none
+        about = {"trained": parts.catalog.trained, "notice": parts.catalog.notice, "sampling": sampling}
         model = {"id": name, "object": "model", "owned_by": owner, **about}
         return page_of([model], after=None, limit=1)
 

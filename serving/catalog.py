@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from graphs.stages import Sampling
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """The one model that is served and its voices. `trained` false: random weights, it cannot speak yet.
 
-    notice: what everybody who meets the model is told of it; "" for a published one.
+    notice: what everybody who meets the model is told of it; "" for a published one. sampling: what the checkpoint
+    recommends, for callers who name none.
     """
 
     model: str
@@ -17,6 +20,7 @@ class Catalog:
     voices: tuple[str, ...]
     codec_frames: int = 1000  # of 80 ms, on which the codec's state depends; the published Mimi's are 998
     notice: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
 
     @property
     def default_voice(self) -> str:
@@ -37,4 +41,5 @@ class Catalog:
 
         loaded = load_checkpoint(checkpoint, parts=frozenset())
         voices = tuple(sorted(loaded.voices.names()))
-        return cls(loaded.name, loaded.trained, voices, loaded.mimi_config.receptive_frames, loaded.notice)
+        frames = loaded.mimi_config.receptive_frames
+        return cls(loaded.name, loaded.trained, voices, frames, loaded.notice, loaded.sampling)

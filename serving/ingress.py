@@ -47,7 +47,7 @@ class Ingress:
             codec_s=catalog.codec_frames / FRAMES_PER_S,
         )
         tenants = Tenants.load(settings.keys_file)
-        model = ServedModel(catalog.model, catalog.trained, catalog.default_voice, catalog.notice)
+        model = ServedModel.of(catalog)
         chat = ChatEndpoint(self._hub, tenants, settings, model, Tickets(plan.trunk.secret))
         admin = admin_routes(self._hub, self._router, self._trunks, tenants)
         self._parts = IngressParts(catalog, tenants, chat, self._router.status, admin)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.websockets import WebSocket
 
 from actors.errors import ServingError, SlowClient
+from graphs.stages import Sampling
 from serving.audio.errors import LibopusMissingError
+from serving.catalog import Catalog
 from serving.chat_line import ClientGone, Line, within
 from serving.errors import INTERNAL_ERROR, close_code
 from serving.protocols import api_chat
@@ -36,12 +38,17 @@ FAREWELL_S = 2.0  # a client that does not take the reason for its end within th
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What the metadata of a conversation says of the checkpoint."""
+    """What the metadata of a conversation says of the checkpoint, and what holds where its client leaves it open."""
 
     name: str
     trained: bool
     default_voice: str
     notice: str = ""  # see serving.catalog.Catalog
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @classmethod
+    def of(cls, catalog: Catalog) -> ServedModel:
+        return cls(catalog.model, catalog.trained, catalog.default_voice, catalog.notice, catalog.sampling)
 
 
 class ChatEndpoint:
@@ -61,7 +68,9 @@ class ChatEndpoint:
         await socket.accept()
         try:
             tenant = self._tenants.authenticate(socket.headers, socket.query_params)
-            request = parse_query(socket.query_params, role_max_chars=self._settings.role_max_chars)
+            request = parse_query(
+                socket.query_params, role_max_chars=self._settings.role_max_chars, sampling=self._model.sampling
+            )
             await self._converse(socket, request, tenant)
         except ClientGone:
             return

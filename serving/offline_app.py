@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from actors.interfaces import ReplicaSettings
 from actors.replica import Replica
 from actors.stage_build import StageConfig
 from actors.stages_actor import ActorOptions, StageActors
-from graphs.stages import SessionSpec
+from graphs.stages import Sampling, SessionSpec
 from serving.catalog import Catalog
 from serving.offline import Heard, answer_frames
 from serving.pieces import load_pieces
@@ -42,16 +43,18 @@ def answer_recording(
     frames: npt.NDArray[np.int16],
     spec: SessionSpec,
     *,
+    sampling: Mapping[str, Any] | None = None,
     device: str = "auto",
     on_frame: Callable[[int], None] | None = None,
 ) -> OfflineAnswer:
     """Starts Ray and the actors, plays `frames` [n, 1920] int16 to the agent, and stops them again.
 
-    An empty voice is the checkpoint's default. Raises ServingError, CheckpointError, and ValueError for a voice or
-    device that is not there.
+    An empty voice is the checkpoint's default. It is sampled as the checkpoint recommends, but for the fields of
+    graphs.stages.Sampling that `sampling` names; what `spec` says of that is not read. Raises ServingError,
+    CheckpointError, and ValueError for a voice or device that is not there, or a value that no step can draw from.
     """
     catalog = Catalog.read(checkpoint)
-    spec = replace(spec, voice=pick_voice(catalog, spec.voice))
+    spec = replace(spec, voice=pick_voice(catalog, spec.voice), sampling=pick_sampling(catalog, sampling or {}))
     config = StageConfig(checkpoint=checkpoint, slots=1, device=pick_device(device))
     # Niceness 0, or whatever else runs here goes first: Ray's own default is 15.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -85,6 +88,13 @@ def pick_voice(catalog: Catalog, name: str) -> str:
         known = ", ".join(catalog.voices) or "no voices at all"
         raise ValueError(f"there is no voice {name!r} in {catalog.model}; it has {known}")
     return name
+
+
+def pick_sampling(catalog: Catalog, wished: Mapping[str, Any]) -> Sampling:
+    """The checkpoint's own, but for the fields that are named. Raises ValueError for what no step can draw from."""
+    sampling = replace(catalog.sampling, **wished)
+    sampling.check()
+    return sampling
 
 
 def pick_device(name: str) -> str:

@@ -18,7 +18,11 @@ class ServeSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PERSONAPLEX_", frozen=True, extra="forbid", env_ignore_empty=True)
 
     # What is served
-    checkpoint: str = Field("demo", description="folder, Hugging Face repo id, or `demo` (generated on first use)")
+    checkpoint: str = Field(
+        "demo",
+        description="folder, Hugging Face repo id, `demo` (the small model that ships, if one does) or `demo-random` "
+        "(random weights, generated on first use)",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes CUDA where torch sees one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="`auto`: bf16, on a CPU if it has numba")
     slots: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(

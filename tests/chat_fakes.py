@@ -11,6 +11,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any, Protocol
 from urllib.parse import urlencode
 
@@ -21,6 +22,7 @@ from starlette.websockets import WebSocket
 
 from actors.errors import NoCapacity, TenantLimit, UnknownReplica, UnknownSession
 from actors.messages import CloseRequest, DownSink, Failed, FrameIn, FrameOut, OpenRequest, Ready, Up
+from graphs.stages import Sampling
 from serving.ingress_chat import ChatEndpoint, ServedModel
 from serving.resume import Tickets
 from serving.routing import AcquireRequest, Grant, ReplicaView, ResumeRequest
@@ -148,8 +150,15 @@ class EchoServer:
     """Everything behind one /api/chat endpoint."""
 
     def __init__(
-        self, *, slots: int = 4, trunk: EchoTrunk | None = None, tenants: Tenants | None = None, **settings: Any
+        self,
+        *,
+        slots: int = 4,
+        trunk: EchoTrunk | None = None,
+        tenants: Tenants | None = None,
+        sampling: Sampling | None = None,
+        **settings: Any,
     ) -> None:
+        """sampling: what the model recommends; else the published values."""
         self.settings = ServeSettings(**settings)
         self.router = FakeRouter(slots)
         self.trunk = trunk or EchoTrunk()
@@ -160,7 +169,7 @@ class EchoServer:
         self.hub: ConversationHub = ConversationHub(
             self.router, self.trunk, Place("ingress-0", "node-0"), self.settings, has_voice=has_voice
         )
-        model = ServedModel("demo", trained=False, default_voice="NATF0")
+        model = ServedModel("demo", trained=False, default_voice="NATF0", sampling=sampling or Sampling())
         self.endpoint = ChatEndpoint(self.hub, tenants or Tenants(), self.settings, model, Tickets("a secret"))
 
     @asynccontextmanager
@@ -188,13 +197,18 @@ class ChatSite(Protocol):
 
 
 @asynccontextmanager
-async def served(server: ChatSite, *, trained: bool = False, notice: str = "") -> AsyncIterator[str]:
+async def served(
+    server: ChatSite, *, trained: bool = False, notice: str = "", sampling: Sampling | None = None
+) -> AsyncIterator[str]:
     """The page, the two lists it asks for, and /api/chat, over real HTTP."""
+    about: dict[str, Any] = {"trained": trained, "notice": notice}
+    if sampling is not None:
+        about["sampling"] = asdict(sampling)
     app = FastAPI()
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": "personaplex-demo", "trained": trained, "notice": notice}]}
+        return {"object": "list", "data": [{"id": "personaplex-demo", **about}]}
 
     @app.get("/v1/voices")
     async def voices() -> dict[str, Any]:

@@ -22,8 +22,11 @@ SILENCE = b"\x01" + bytes(3840)  # 80 ms for a conversation with audio=pcm
 
 @contextmanager
 def serve(**settings: Any) -> Iterator[str]:
-    """A server with these settings (names as in ServeSettings); its URL, without a slash at its end."""
-    with served(settings) as server:
+    """A server with these settings (names as in ServeSettings); its URL, without a slash at its end.
+
+    The model babbles unless another checkpoint is given: it has words at once, whatever it hears.
+    """
+    with served({"checkpoint": "demo-random", **settings}) as server:
         yield server.url
 
 

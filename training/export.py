@@ -18,6 +18,7 @@ from models.checkpoint import load_checkpoint
 from models.checkpoint_files import CONFIG as CONFIG_FILE
 from models.checkpoint_files import FORMAT, VOICES_FOLDER
 from models.checkpoint_int8 import compact
+from models.config import Sampling
 from models.demo_checkpoint import TOKENIZER, VOICES
 from models.voices import write_codes
 from training import codec_model, lm
@@ -31,13 +32,21 @@ from training.state import load_state
 NOTICE = (
     "This is a small demonstration model, not NVIDIA's PersonaPlex: the same architecture with a two-hundredth of its "
     "weights, trained from scratch on a few hours of synthetic speech. It knows a café, a teacher and a friend, and "
-    "makes many mistakes."
+    "makes many mistakes. None of PersonaPlex's published figures holds for it."
 )
 
+# What a client gets that names no other. At the published .7 and .8 a model that has learnt so little spreads its
+# chances too far: on held-out dialogues the same weights made word salad there, whole sentences here (training.sample).
+# Top-k stays as published.
+SAMPLING = Sampling(text_temperature=0.4, audio_temperature=0.6)
+CARD = Path(__file__).with_name("model_card.md")
+README = "README.md"
 
-def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[str, float]:
+
+def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path, card: Path | None = CARD) -> dict[str, float]:
     """Writes the folder and loads it once to be sure. Returns its size and the steps it comes from.
 
+    card: a model card that becomes the folder's README.md where it has none: one that somebody has filled in stays.
     Raises FileNotFoundError if a part is not trained, ValueError if the codes are not this codec's.
     """
     saved = load_state(lm_folder)
@@ -52,6 +61,8 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[
     out.mkdir(parents=True, exist_ok=True)
     save_file(compact(weights), out / "model.safetensors")
     save_file(_halved(mimi.state_dict()), out / "mimi.safetensors")
+    for path in out.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes for the owner alone, and this folder is to be installed
     shutil.copyfile(TOKENIZER, out / "tokenizer.model")
     folder = out / VOICES_FOLDER
     folder.mkdir(exist_ok=True)
@@ -67,10 +78,13 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path) -> dict[
         "mimi": dataclasses.asdict(codec_model.CONFIG),
         "silence_codes": voices["silence"].tolist(),
         "sine_codes": voices["sine"].tolist(),
+        "sampling": dataclasses.asdict(SAMPLING),
         "own_voices": [VOICE_NAMES[AGENT_VOICES[number]] for number in learnt],
         "steps": {"codec": codec_step, "lm": saved[1]["step"]},
     }
     (out / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    if card is not None and card.is_file() and not (out / README).exists():
+        shutil.copyfile(card, out / README)
     load_checkpoint(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {"mib": round(size / 2**20, 1), "codec_step": codec_step, "lm_step": float(saved[1]["step"])}
@@ -118,8 +132,12 @@ def main() -> None:
     parser.add_argument("--lm", type=Path, default=state_folder() / "lm")
     parser.add_argument("--codec", type=Path, default=state_folder() / "codec")
     parser.add_argument("--codes", type=Path, default=state_folder() / "codes")
+    parser.add_argument("--card", type=Path, default=CARD, help="becomes README.md there, unless it has one")
     arguments = parser.parse_args()
-    print(export(arguments.lm, arguments.codec, arguments.codes, arguments.out), "→", arguments.out)
+    if not arguments.card.is_file():
+        parser.error(f"there is no model card {arguments.card}")
+    told = export(arguments.lm, arguments.codec, arguments.codes, arguments.out, arguments.card)
+    print(told, "→", arguments.out)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from graphs.engine import ConversationEngine
-from graphs.stages import Sampling, SessionSpec
+from graphs.stages import SessionSpec
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, SAMPLE_RATE
 from training.bank import read_pcm
@@ -57,14 +58,15 @@ def main() -> None:
     parser.add_argument("--plan", choices=sorted(PLANS), default="first")
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--out", type=Path, default=state_folder() / "samples")
-    parser.add_argument("--text-temperature", type=float, default=Sampling().text_temperature)
-    parser.add_argument("--audio-temperature", type=float, default=Sampling().audio_temperature)
+    parser.add_argument("--text-temperature", type=float, help="default: the checkpoint's")
+    parser.add_argument("--audio-temperature", type=float, help="default: the checkpoint's")
     arguments = parser.parse_args()
     soundfile: Any = importlib.import_module("soundfile")
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(arguments.checkpoint)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    sampling = Sampling(arguments.text_temperature, audio_temperature=arguments.audio_temperature)
+    wished = {"text_temperature": arguments.text_temperature, "audio_temperature": arguments.audio_temperature}
+    sampling = replace(checkpoint.sampling, **{name: value for name, value in wished.items() if value is not None})
     for index in range(min(arguments.count, HELD_OUT_DIALOGUES)):
         path = dialogue_path(arguments.plan, "held_out", index)
         about, user = load_description(path), read_pcm(path)[:, 1]

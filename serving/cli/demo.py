@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serving.cli.console import err, fail, introduce, out
+from serving.cli.options import CHECKPOINT_HELP
 from serving.cli.serve import running, settings_from
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ class Call:
 
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where the recordings and the picture go.")] = Path("out"),
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", "-c", help="Folder, Hugging Face repository, or demo.")
-    ] = "demo",
+    checkpoint: Annotated[str, typer.Option("--checkpoint", "-c", help=CHECKPOINT_HELP)] = "demo",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     server: Annotated[
         str | None, typer.Option(metavar="URL", help="Call a running server instead of starting one.")

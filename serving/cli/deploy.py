@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.console import err, fail, note, out
+from serving.cli.console import err, fail, introduce, note, out
 from serving.cli.options import Accelerator, Checkpoint, Host, KeysFile, Slots
 from serving.cli.serve import settings_from
 
@@ -78,17 +78,20 @@ def deploy(
         keys_file=keys_file,
     )
     from models.checkpoint import CheckpointError
+    from serving.catalog import Catalog
     from serving.plan import PlanError
     from serving.tenants import KeysFileError
 
     with err.status(f"deploying on {address}") as status:
         try:
             done = _deploy(address, settings, wait, partial(_show, status))
+            catalog = Catalog.read(settings.checkpoint)
         except (CheckpointError, KeysFileError, PlanError, ConnectionError) as error:
             fail(str(error))
         except RuntimeError as error:  # Serve's word for "it did not become healthy"
             fail(f"the deployment failed: {error}")
     out.print(f"[bold]Deployed at http://{settings.host}:{settings.port}[/bold]", highlight=False)
+    introduce(catalog.trained, catalog.notice)
     slots = "as many slots as fit" if settings.slots == "auto" else f"{settings.slots} slots"
     note(f"{settings.min_replicas} to {settings.max_replicas} replicas with {slots} each")
     if done.old_ingresses:

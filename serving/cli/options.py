@@ -1,4 +1,4 @@
-"""Options that `serve` and `deploy` share: one name, one help text, one default to show."""
+"""Options that commands share: one name, one help text, one default to show."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+CHECKPOINT_HELP = "Folder, Hugging Face repository, demo, or demo-random."
+
 Checkpoint = Annotated[
     str | None,
-    typer.Option("--checkpoint", "-c", help="Folder, Hugging Face repository, or demo.", show_default="demo"),
+    typer.Option("--checkpoint", "-c", help=CHECKPOINT_HELP, show_default="demo"),
 ]
 Host = Annotated[
     str | None,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serving.cli.console import WRONG_USE, err, fail, introduce, note
+from serving.cli.options import CHECKPOINT_HELP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,20 +22,26 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from graphs.stages import Sampling
-
 FRAME_S = 0.08
 MOST_SEED = 2**63 - 1
+
+Temperature = Annotated[
+    float | None, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.", show_default="the checkpoint's")
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="K", help="Drawn among the K likeliest.", show_default="the checkpoint's"),
+]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What was asked for, checked."""
+    """What was asked for, checked. sampling: fields of graphs.stages.Sampling, those that were given."""
 
     voice: str
     role: str
     seed: int
-    sampling: Sampling
+    sampling: dict[str, float]
 
 
 def talk(
@@ -56,13 +63,13 @@ def talk(
     ] = None,
     key: Annotated[str | None, typer.Option(envvar="PERSONAPLEX_KEY", help="API key for --server.")] = None,
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", "-c", help="Without --server: folder, Hugging Face repository, or demo.")
+        str, typer.Option("--checkpoint", "-c", help=f"Without --server. {CHECKPOINT_HELP}")
     ] = "demo",
     device: Annotated[str, typer.Option(help="Without --server: auto, cpu or cuda.")] = "auto",
-    text_temperature: Annotated[float, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.")] = 0.7,
-    text_topk: Annotated[int, typer.Option(min=1, metavar="K", help="Drawn among the K likeliest.")] = 25,
-    audio_temperature: Annotated[float, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.")] = 0.8,
-    audio_topk: Annotated[int, typer.Option(min=1, metavar="K", help="Drawn among the K likeliest.")] = 250,
+    text_temperature: Temperature = None,
+    text_topk: TopK = None,
+    audio_temperature: Temperature = None,
+    audio_topk: TopK = None,
 ) -> None:
     """Stream a recording to the agent and keep what it says meanwhile.
 
@@ -77,14 +84,19 @@ def talk(
       personaplex talk question.wav answer.wav --role @teacher.txt --text words.json
       personaplex talk question.wav answer.wav --server http://localhost:8998
     """
-    from graphs.stages import Sampling
     from loadtest.speech import UnreadableAudio, read_speech, write_wav
 
+    asked = {
+        "text_temperature": text_temperature,
+        "text_top_k": text_topk,
+        "audio_temperature": audio_temperature,
+        "audio_top_k": audio_topk,
+    }
     wish = Wish(
         voice=voice,
         role=read_role(role),
         seed=secrets.randbelow(2**31) if seed is None else seed,
-        sampling=Sampling(text_temperature, text_topk, audio_temperature, audio_topk),
+        sampling={name: value for name, value in asked.items() if value is not None},
     )
     try:
         speech = read_speech(recording)
@@ -124,12 +136,7 @@ def _over_server(
     from loadtest.speech import Recording
 
     spoken = Recording.of("talk", speech)
-    sampling = {
-        "text_temperature": f"{wish.sampling.text_temperature:g}",
-        "text_topk": str(wish.sampling.text_top_k),
-        "audio_temperature": f"{wish.sampling.audio_temperature:g}",
-        "audio_topk": str(wish.sampling.audio_top_k),
-    }
+    sampling = {name.replace("top_k", "topk"): f"{value:g}" for name, value in wish.sampling.items()}
     options = ChatOptions(wish.voice, wish.role, wish.seed, key, sampling)
     try:
         with _progress(f"talking to {server}", spoken.frames) as advance:
@@ -155,10 +162,10 @@ def _through_actors(
     from serving.offline_app import answer_recording
 
     frames = to_int16(in_frames(speech))
-    spec = SessionSpec(wish.voice, wish.role, wish.seed, wish.sampling)
+    spec = SessionSpec(wish.voice, wish.role, wish.seed)
     try:
         with _progress("starting the actors", len(frames)) as advance:
-            answer = answer_recording(checkpoint, frames, spec, device=device, on_frame=advance)
+            answer = answer_recording(checkpoint, frames, spec, sampling=wish.sampling, device=device, on_frame=advance)
     except (ServingError, CheckpointError, VoiceError, ValueError) as error:
         fail(str(error))
     introduce(answer.trained, answer.notice)

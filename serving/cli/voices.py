@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from serving.cli.console import WRONG_USE, fail, note, out
+from serving.cli.options import CHECKPOINT_HELP
 
 app = typer.Typer(rich_markup_mode="rich")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
-CheckpointOption = Annotated[
-    str, typer.Option("--checkpoint", "-c", help="A folder, a Hugging Face repository, or demo.")
-]
+CheckpointOption = Annotated[str, typer.Option("--checkpoint", "-c", help=CHECKPOINT_HELP)]
 
 
 @app.callback(invoke_without_command=True)
@@ -64,11 +63,17 @@ def add(
     if not _NAME.fullmatch(name):
         fail(f"{name!r} cannot be a voice's name: 1 to 64 letters, digits, - and _", WRONG_USE)
     from models.checkpoint import CheckpointError, load_checkpoint
+    from models.checkpoint_files import SHIPPED_DEMO
     from models.voice_recording import voice_from_wav
     from models.voices import VoiceError, write_codes
 
     try:
         loaded = load_checkpoint(checkpoint, parts=frozenset({"mimi"}))
+        if loaded.folder == SHIPPED_DEMO:
+            fail(
+                f"the demo model that ships is part of the installation and gets no voices: copy its folder "
+                f"(cp -r {SHIPPED_DEMO} my-demo) and give the copy: --checkpoint my-demo"
+            )
         if loaded.voices.has(name) and not replace:
             fail(f"{loaded.name} already has a voice {name}; --replace overwrites it")
         assert loaded.mimi is not None  # asked for

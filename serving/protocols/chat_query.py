@@ -14,12 +14,13 @@ from typing import Literal, TypeVar
 
 from actors.errors import BadRequest, RoleTooLong
 from graphs.stages import Sampling, SessionSpec
+from models.config import MAX_TOP_K
 
 N = TypeVar("N", int, float)
 
 MAX_SEED = 2**63 - 1
-MAX_TEMPERATURE = 2.0
-MAX_TOP_K = 512
+MAX_TEMPERATURE = 2.0  # above it nobody wants to listen; a step could draw at 10
+PUBLISHED_SAMPLING = Sampling()
 LOWEST_PCM_HZ, HIGHEST_PCM_HZ = 8_000, 96_000
 _LONGEST_NAME = 200  # characters of a voice's name; shipped ones have 5
 _LONGEST_TOKEN = 200  # characters of a resume token; ours have 80
@@ -57,9 +58,15 @@ class ChatRequest:
 
 
 def parse_query(
-    query: Mapping[str, str], *, role_max_chars: int, draw_seed: Callable[[], int] | None = None
+    query: Mapping[str, str],
+    *,
+    role_max_chars: int,
+    sampling: Sampling = PUBLISHED_SAMPLING,
+    draw_seed: Callable[[], int] | None = None,
 ) -> ChatRequest:
-    """Raises BadRequest, or RoleTooLong, with a sentence that names the parameter and what it may be.
+    """sampling: what holds where the query names no other, each of the four by itself.
+
+    Raises BadRequest, or RoleTooLong, with a sentence that names the parameter and what it may be.
 
     Empty values count as absent: forms send them. A parameter nobody knows counts as not applied.
     """
@@ -68,18 +75,17 @@ def parse_query(
     if len(role) > role_max_chars:
         raise RoleTooLong(f"The role (text_prompt) has {len(role)} characters; {role_max_chars} are allowed.")
     wanted, token = _resume(given)
-    published = Sampling()
-    sampling = Sampling(
-        text_temperature=_number(given, "text_temperature", float, published.text_temperature, 0.0, MAX_TEMPERATURE),
-        text_top_k=_number(given, "text_topk", int, published.text_top_k, 1, MAX_TOP_K),
-        audio_temperature=_number(given, "audio_temperature", float, published.audio_temperature, 0.0, MAX_TEMPERATURE),
-        audio_top_k=_number(given, "audio_topk", int, published.audio_top_k, 1, MAX_TOP_K),
+    wished = Sampling(
+        text_temperature=_number(given, "text_temperature", float, sampling.text_temperature, 0.0, MAX_TEMPERATURE),
+        text_top_k=_number(given, "text_topk", int, sampling.text_top_k, 1, MAX_TOP_K),
+        audio_temperature=_number(given, "audio_temperature", float, sampling.audio_temperature, 0.0, MAX_TEMPERATURE),
+        audio_top_k=_number(given, "audio_topk", int, sampling.audio_top_k, 1, MAX_TOP_K),
     )
     return ChatRequest(
         voice=_voice(given),
         role=role,
         seed=_seed(given, draw_seed or _random_seed),
-        sampling=sampling,
+        sampling=wished,
         audio=_audio(given),
         pcm_rate_hz=_number(given, "audio_rate", int, 24_000, LOWEST_PCM_HZ, HIGHEST_PCM_HZ),
         silence_gate=_flag(given, "silence_gate"),

@@ -8,7 +8,7 @@ import { Wave } from "./waves.js";
 const PRESETS = [
   ["Good conversation", "You enjoy having a good conversation."],
   ["Teacher", "You are a wise and friendly teacher. Answer questions or provide advice in a clear and engaging way."],
-  ["Café", "You work at the counter of Corner Café and your name is Mira. There is coffee for 3 euros, tea for 2 and cheesecake for 5; the carrot cake is sold out. Take the order, ask whether it is to stay or to go, and say what it comes to."],
+  ["Café", "You work for Sunrise Cafe, which is a coffee shop, and your name is Ben. Information: A black coffee costs four fifty. A latte costs five dollars. A hot chocolate costs seven dollars. Today's cake is cheese cake. You also have soy milk. You open at seven in the morning. You close at six. You are at Garden Street."],
   ["Hotel desk", "You are Daniel at the front desk of the Lakeside Hotel. A single room is 90 euros a night, a double 130, breakfast included. Check-in is from three o’clock. Help the guest to book, and ask for a name and the number of nights."],
   ["Night train", "You are a traveller on a night train to Lisbon who cannot sleep and is glad about company. You restore old clocks for a living and like to hear what others do."],
 ];
@@ -49,6 +49,11 @@ async function loadOffer() {
     $("untrained").hidden = model.trained !== false;
     $("notice").textContent = model.notice ?? "";
     $("notice").hidden = !model.notice || model.trained === false;
+    // What the server takes where a field is left empty; one that does not say so takes the published values.
+    for (const [name, value] of Object.entries(model.sampling ?? {})) {
+      const field = $(name.replace("top_k", "topk").replace("_", "-"));
+      if (field) field.placeholder = value;
+    }
     const chosen = $("voice").value;
     $("voice").replaceChildren(...voices.map(({ id }) => new Option(describeVoice(id), id)));
     if (voices.some(({ id }) => id === chosen)) $("voice").value = chosen;

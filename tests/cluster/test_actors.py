@@ -27,7 +27,7 @@ from tests.actor_fakes import Sink
 
 Pcm = npt.NDArray[np.int16]
 SLOTS, FRAMES = 4, 20
-CONFIG = StageConfig(checkpoint="demo", slots=SLOTS, threads=1)
+CONFIG = StageConfig(checkpoint="demo-random", slots=SLOTS, threads=1)
 ONE_CPU = {"num_cpus": 1}
 # Generous: this machine may be busy with other things, and lateness is not what these tests are about.
 SETTINGS = ReplicaSettings(window_s=0.015, stage_timeout_s=120.0)
@@ -35,7 +35,7 @@ SETTINGS = ReplicaSettings(window_s=0.015, stage_timeout_s=120.0)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    load_checkpoint("demo", parts=frozenset())  # made once, here, before three actors ask for it at a time
+    load_checkpoint("demo-random", parts=frozenset())  # made once, here, before three actors ask for it at a time
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
@@ -43,12 +43,12 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def voices() -> list[str]:
-    return load_checkpoint("demo", parts=frozenset()).voices.names()
+    return load_checkpoint("demo-random", parts=frozenset()).voices.names()
 
 
 @asynccontextmanager
 async def running(stages: StageActors) -> AsyncIterator[Replica]:
-    tokenizer = load_checkpoint("demo", parts=frozenset({"text"})).tokenizer
+    tokenizer = load_checkpoint("demo-random", parts=frozenset({"text"})).tokenizer
     assert tokenizer is not None
     replica = Replica(
         stages.encoder,

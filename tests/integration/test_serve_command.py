@@ -20,7 +20,10 @@ START_S, STOP_S = 120, 60
 def server() -> Iterator[str]:
     """The URL that `serve` prints; at the end, its answer to Ctrl-C is checked."""
     with subprocess.Popen(
-        [*PERSONAPLEX, "serve", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PERSONAPLEX, "serve", "--port", "0", "--checkpoint", "demo-random"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdout is not None

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from actors.errors import Draining, EngineLost
+from graphs.stages import Sampling
 from serving.conversation import Conversation
 from tests.browser import Page, find_chromium, open_page
 from tests.chat_fakes import VOICES, EchoServer, EchoTrunk, served
@@ -131,10 +132,16 @@ async def test_the_page_says_when_the_model_cannot_speak(page: Page) -> None:
 
 
 async def test_the_page_says_what_is_to_be_known_of_the_model(page: Page) -> None:
-    async with served(EchoServer(), trained=True, notice="A small one, <b>not</b> the published.") as url:
+    calm = Sampling(0.4, 20, 0.6, 200)
+    async with served(
+        EchoServer(), trained=True, notice="A small one, <b>not</b> the published.", sampling=calm
+    ) as url:
         await ready(page, url)
         assert await page.run("document.getElementById('notice').checkVisibility()")
         assert await text(page, "notice") == "A small one, <b>not</b> the published."
+        fields = ("text-temperature", "text-topk", "audio-temperature", "audio-topk")
+        left_empty = [await page.run(f"document.getElementById('{field}').placeholder") for field in fields]
+        assert left_empty == ["0.4", "20", "0.6", "200"], "what the server takes then"
         assert not await page.run("document.getElementById('untrained').checkVisibility()")
 
 

@@ -16,6 +16,8 @@ from graphs.stages import FrameKey, SessionSpec, StageBatch, Verdict, empty_batc
 from models.checkpoint import load_checkpoint
 from serving.settings import ServeSettings
 
+RANDOM = "demo-random"  # it babbles: two conversations soon differ
+
 
 @pytest.fixture(autouse=True)
 def threads_as_before() -> Iterator[None]:
@@ -26,7 +28,7 @@ def threads_as_before() -> Iterator[None]:
 
 def first_words(config: StageConfig) -> tuple[str, np.ndarray]:
     """numerics_id, and ten frames of one conversation among the engine's slots."""
-    voice = load_checkpoint("demo", parts=frozenset()).voices.names()[0]
+    voice = load_checkpoint(RANDOM, parts=frozenset()).voices.names()[0]
     stage, description = build_engine(config)
     stage.open("a", 1, 1, SessionSpec(voice, "", 3))
     while not stage.step(empty_batch(8)).ready:
@@ -43,26 +45,26 @@ def first_words(config: StageConfig) -> tuple[str, np.ndarray]:
 
 @pytest.mark.skipif(not HAS_NUMBA, reason="needs the compiled step: install numba")
 def test_overcommit_changes_no_bit_and_other_numbers_say_so() -> None:
-    plain, words = first_words(StageConfig(slots=3))
-    paged, same = first_words(StageConfig(slots=3, kv_overcommit=1.5))
+    plain, words = first_words(StageConfig(RANDOM, slots=3))
+    paged, same = first_words(StageConfig(RANDOM, slots=3, kv_overcommit=1.5))
     assert np.array_equal(words, same)
     assert paged == plain
-    other, _ = first_words(StageConfig(slots=3, dtype="float32", kv_dtype="bfloat16"))
+    other, _ = first_words(StageConfig(RANDOM, slots=3, dtype="float32", kv_dtype="bfloat16"))
     assert other != plain
     assert "kv.bfloat16" in other
 
 
 def test_what_cannot_be_served_is_refused_before_anything_is_open() -> None:
     with pytest.raises(ValueError, match="in fp8 are for CUDA"):
-        build_engine(StageConfig(slots=1, kv_dtype="fp8"))
+        build_engine(StageConfig(RANDOM, slots=1, kv_dtype="fp8"))
     with pytest.raises(ValueError, match="no linear backend 'fast'"):
-        build_engine(StageConfig(slots=1, linear="fast"))
+        build_engine(StageConfig(RANDOM, slots=1, linear="fast"))
 
 
 @pytest.mark.skipif(not HAS_NUMBA, reason="needs the compiled step: install numba")
 def test_how_long_calls_must_be_able_to_go_on_is_the_operators() -> None:
     assert StageConfig().kv_reserve_s == RESERVE_S == ServeSettings().kv_reserve_s
-    voice = load_checkpoint("demo", parts=frozenset()).voices.names()[0]
+    voice = load_checkpoint(RANDOM, parts=frozenset()).voices.names()[0]
     for reserve_s in (4.0, 20.0):
         stage, _ = build_engine(StageConfig(slots=3, kv_overcommit=1.5, kv_reserve_s=reserve_s))
         stage.open("a", 1, 1, SessionSpec(voice, "", 3))

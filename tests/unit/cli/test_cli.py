@@ -12,19 +12,26 @@ import pytest
 import soundfile
 from typer.testing import CliRunner, Result
 
+from graphs.stages import Sampling
 from loadtest.callers import CALLERS
-from loadtest.chat_client import Conversation
+from loadtest.chat_client import ChatFailed, Conversation
+from loadtest.chat_wire import ChatOptions
 from loadtest.speech import Recording
 from loadtest.timings import Timings
+from serving.catalog import Catalog
 from serving.cli.demo import Call, what_was_wrong
 from serving.cli.main import app
+from serving.offline_app import pick_sampling
 from serving.tenants import Tenants
+from tests.small_checkpoint import write_small_checkpoint
 
 COMMANDS = [
     [], ["serve"], ["talk"], ["demo"], ["deploy"], ["drain"], ["loadtest"], ["replicas"], ["keys"], ["voices"],
     ["voices", "add"], ["bench"],
     ["bench", "frame"],
 ]  # fmt: skip
+
+RANDOM = ("--checkpoint", "demo-random")
 
 # What takes seconds to import; --help may not.
 HEAVY = ("torch", "ray", "numpy", "fastapi", "matplotlib", "soundfile", "serving.settings")
@@ -133,6 +140,28 @@ class TestTalk:
     def test_a_server_that_is_no_address_is_refused(self, question: Path) -> None:
         assert "no server's address" in error_of(run("talk", str(question), "out.wav", "--server", "ftp://x"), 2)
 
+    def test_a_server_is_asked_for_no_more_than_was_named(
+        self, question: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[ChatOptions] = []
+
+        async def refuse(_: str, __: Recording, options: ChatOptions, **___: object) -> Conversation:
+            asked.append(options)
+            raise ChatFailed("not today")
+
+        monkeypatch.setattr("loadtest.chat_client.hold_conversation", refuse)
+        call = ("talk", str(question), str(tmp_path / "out.wav"), "--server", "http://127.0.0.1:9")
+        assert "not today" in error_of(run(*call), 1)
+        error_of(run(*call, "--text-temperature", "0.7", "--audio-topk", "9"), 1)
+        assert [dict(options.query) for options in asked] == [{}, {"text_temperature": "0.7", "audio_topk": "9"}]
+
+    def test_without_a_server_what_is_not_named_is_the_checkpoints(self) -> None:
+        catalog = Catalog("small", True, ("A",), sampling=Sampling(0.4, 25, 0.6, 250))
+        assert pick_sampling(catalog, {}) == Sampling(0.4, 25, 0.6, 250)
+        assert pick_sampling(catalog, {"audio_temperature": 0.8}) == Sampling(0.4, 25, 0.8, 250)
+        with pytest.raises(ValueError, match="top-k 513"):
+            pick_sampling(catalog, {"text_top_k": 513})
+
     def test_an_unknown_voice_is_refused_before_actors_start(self, question: Path) -> None:
         assert "../etc/passwd" in error_of(run("talk", str(question), "out.wav", "--voice", "../etc/passwd"), 1)
 
@@ -182,10 +211,19 @@ class TestVoices:
         assert "cannot be a voice's name" in error_of(run("voices", "add", name, str(question)), 2)
 
     def test_a_recording_too_short_is_refused(self, question: Path) -> None:
-        assert "1.0 s" in error_of(run("voices", "add", "anna", str(question)), 1)
+        assert "1.0 s" in error_of(run("voices", "add", "anna", str(question), *RANDOM), 1)
+
+    def test_the_model_that_ships_gets_no_voices(
+        self, question: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_small_checkpoint(tmp_path)
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.setattr("models.checkpoint_files.SHIPPED_DEMO", tmp_path)
+        assert f"cp -r {tmp_path} my-demo" in error_of(run("voices", "add", "anna", str(question)), 1)
+        assert sorted(tmp_path.rglob("*")) == before
 
     def test_a_voice_that_exists_is_not_overwritten_unasked(self, question: Path) -> None:
-        assert "--replace" in error_of(run("voices", "add", "NATF2", str(question)), 1)
+        assert "--replace" in error_of(run("voices", "add", "NATF2", str(question), *RANDOM), 1)
 
 
 class TestKeys:

@@ -1,4 +1,4 @@
-"""The embedded default: the same bytes everywhere, made once, and a model that runs though it cannot speak."""
+"""The demo model with random weights: the same bytes everywhere, made once; it runs though it cannot speak."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo(home: Path) -> Checkpoint:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONAPLEX_HOME", str(home))
-        return load_checkpoint("demo")
+        return load_checkpoint("demo-random")
 
 
 def digest(path: Path) -> str:

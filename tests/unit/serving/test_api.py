@@ -9,13 +9,14 @@ import pytest
 from fastapi import FastAPI
 
 from actors.errors import NoCapacity
+from graphs.stages import Sampling
 from serving.api import IngressParts, build_api, page_of
 from serving.catalog import Catalog
 from serving.routing import RouterStatus
 from serving.tenants import Tenant, Tenants, hash_key
 from tests.chat_fakes import EchoServer
 
-CATALOG = Catalog("personaplex-demo", False, ("NATF0", "NATF1", "VARM3"))
+CATALOG = Catalog("personaplex-demo", False, ("NATF0", "NATF1", "VARM3"), sampling=Sampling(0.4, 25, 0.6, 250))
 STARTING = RouterStatus(replicas=1, admitting=0, slots=4, busy=0, waiting=0, incarnation="x")
 READY = RouterStatus(replicas=1, admitting=1, slots=4, busy=2, waiting=0, incarnation="x")
 
@@ -66,6 +67,12 @@ async def test_health_is_of_the_process_and_readiness_of_the_system(site: Site, 
 async def test_the_model_says_whether_it_can_speak(client: httpx.AsyncClient) -> None:
     (model,) = (await client.get("/v1/models")).json()["data"]
     assert (model["id"], model["object"], model["trained"]) == ("personaplex-demo", "model", False)
+
+
+async def test_the_model_says_how_it_is_sampled_where_nobody_says_how(client: httpx.AsyncClient) -> None:
+    (model,) = (await client.get("/v1/models")).json()["data"]
+    wanted = {"text_temperature": 0.4, "text_top_k": 25, "audio_temperature": 0.6, "audio_top_k": 250}
+    assert model["sampling"] == wanted
 
 
 async def test_voices_come_in_pages(client: httpx.AsyncClient) -> None:

@@ -49,6 +49,18 @@ async def test_a_conversation_in_opus() -> None:
     assert opened.spec.sampling == Sampling()
 
 
+async def test_who_names_no_temperature_gets_what_the_checkpoint_recommends() -> None:
+    server = EchoServer(sampling=Sampling(0.4, 25, 0.6, 250))
+    async with server.call(PCM) as client:
+        told = await client.live()
+    async with server.call(PCM | {"audio_temperature": "0.9"}) as client:
+        await client.live()
+    silent, wilful = (spec.sampling for spec in (opened.spec for opened in server.trunk.opened))
+    assert silent == Sampling(0.4, 25, 0.6, 250)
+    assert wilful == Sampling(0.4, 25, 0.9, 250)
+    assert (told["text_temperature"], told["audio_temperature"]) == (0.4, 0.6)
+
+
 async def test_audio_comes_before_its_text() -> None:
     server = EchoServer()
     async with server.call(PCM) as client:

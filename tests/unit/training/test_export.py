@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import load_checkpoint
+from models.config import Sampling
 from models.demo_checkpoint import VOICES, random_lm, random_mimi
 from tests.small_checkpoint import LM, MIMI
 from training import codec_model, codes, export, lm
@@ -63,6 +64,20 @@ def test_what_is_exported_loads_as_what_was_trained(state: Path) -> None:
     assert loaded.silence_codes == tuple(range(8))
     assert sorted(loaded.voices.names()) == sorted(VOICES)
     assert loaded.trained
+
+
+def test_it_says_how_it_wants_to_be_sampled(state: Path) -> None:
+    run(state)
+    assert load_checkpoint(state / "out", parts=frozenset()).sampling == Sampling(0.4, 25, 0.6, 250)
+
+
+def test_its_card_is_written_once(state: Path) -> None:
+    run(state)
+    card = state / "out" / "README.md"
+    assert card.read_text(encoding="utf-8").startswith("---\nlicense: ")
+    card.write_text("filled in")
+    run(state)
+    assert card.read_text() == "filled in"
 
 
 def test_codes_of_another_codec_are_refused(state: Path) -> None:

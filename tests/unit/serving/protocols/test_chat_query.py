@@ -19,6 +19,13 @@ def test_nothing_given_is_the_published_default() -> None:
     assert parse({}) == ChatRequest(voice=None, role="", seed=99, sampling=Sampling())
 
 
+def test_what_the_checkpoint_recommends_holds_where_nothing_is_named_and_nowhere_else() -> None:
+    calm = Sampling(0.4, 20, 0.6, 100)
+    assert parse_query({}, role_max_chars=1, sampling=calm).sampling == calm
+    named = {"text_temperature": "0.7", "audio_topk": "250"}
+    assert parse_query(named, role_max_chars=1, sampling=calm).sampling == Sampling(0.7, 20, 0.6, 250)
+
+
 def test_livekits_query() -> None:
     request = parse({"voice_prompt": "NATF2.pt", "text_prompt": "You are a helpful assistant.", "seed": "7"})
     assert request.spec("NATM0") == SessionSpec("NATF2.pt", "You are a helpful assistant.", 7)
