@@ -150,10 +150,17 @@ def _write(calls: Sequence[Call], folder: Path) -> None:
         note_ = f"voice {call.voice} · seed {call.seed} · real-time factor {factor:.2f}"
         lanes.append(Lane(f"{number}  {call.caller.name}", note_, call.recording.pcm, call.held.agent))
     if lanes:
-        heading = f"{len(lanes)} conversations at once"
-        if any(call.held is not None and call.held.metadata.get("trained") is False for call in calls):
-            heading += ", the agents babbling: their weights are random"
-        who_spoke_when(folder / "who-spoke-when.png", lanes, heading)
+        who_spoke_when(folder / "who-spoke-when.png", lanes, heading_of(calls))
+
+
+def heading_of(calls: Sequence[Call]) -> str:
+    """Says whom they talked to: a picture is shown where nobody reads what was printed beside it."""
+    held = [call.held.metadata for call in calls if call.held is not None]
+    heading = f"{len(held)} conversations at once"
+    if any(told.get("trained") is False for told in held):
+        return f"{heading}, the agents babbling: their weights are random"
+    models = sorted({str(told["lm_model_file"]) for told in held if told.get("lm_model_file")})
+    return f"{heading} with {' and '.join(models)}" if models else heading
 
 
 def _print(calls: Sequence[Call], folder: Path) -> None:

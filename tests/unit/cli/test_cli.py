@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from loadtest.chat_wire import ChatOptions
 from loadtest.speech import Recording
 from loadtest.timings import Timings
 from serving.catalog import Catalog
-from serving.cli.demo import Call, what_was_wrong
+from serving.cli.demo import Call, heading_of, what_was_wrong
 from serving.cli.main import app
 from serving.offline_app import pick_sampling
 from serving.tenants import Tenants
@@ -186,6 +187,23 @@ class TestDemo:
         assert "not in real time" in str(what_was_wrong(call(0.09, whole)))
         assert "heard 5 of" in str(what_was_wrong(call(0.08, 5)))
         assert what_was_wrong(Call(CALLERS[0], recording, "NATF0", 1, failure="no slot is free")) == "no slot is free"
+
+    @pytest.mark.parametrize(
+        ("told", "heading"),
+        [
+            ({"lm_model_file": "personaplex-demo", "trained": True}, "1 conversations at once with personaplex-demo"),
+            (
+                {"lm_model_file": "x", "trained": False},
+                "1 conversations at once, the agents babbling: their weights are",
+            ),
+            ({}, "1 conversations at once"),
+        ],
+    )
+    def test_the_picture_says_whom_they_talked_to(self, told: dict[str, Any], heading: str) -> None:
+        recording = Recording.of("caller", np.zeros(1920, dtype=np.float32))
+        held = Conversation(Timings(opened_s=0.0), agent=np.zeros(1920, dtype=np.float32), metadata=told)
+        failed = Call(CALLERS[1], recording, "NATF0", 2, failure="no slot is free")
+        assert heading_of([Call(CALLERS[0], recording, "NATF0", 1, held=held), failed]).startswith(heading)
 
 
 class TestDeploy:
