@@ -35,7 +35,8 @@ LONGEST_PATH_BYTES = 100  # of a socket; Linux takes 107, macOS 103
 _LENGTH = struct.Struct("!Q")
 _DONE, _REFUSED, _FAILED = range(3)
 
-_OURS = frozenset({"graphs.stages", "actors.stage_config", "actors.errors"})
+# Sampling lives in models.config, of whose classes none does more than hold values.
+_OURS = frozenset({"graphs.stages", "models.config", "actors.stage_config", "actors.errors"})
 _NUMPYS = frozenset({"_frombuffer", "_reconstruct", "dtype", "ndarray", "scalar"})  # what an array is put together by
 
 
