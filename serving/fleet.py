@@ -90,14 +90,16 @@ class Fleet:
         kept = reserve(self._config.reserve_slots, self._index, self._stranded()) + urgent
         return self._index.place(node, avoid) if self._index.free > kept else None
 
-    def place_again(self, node: str, avoid: tuple[str, ...], *, suspect: bool, now_s: float) -> Spot | None:
-        """A slot for a conversation that lives, on a replica that can read one more journal now."""
+    def place_again(
+        self, node: str, avoid: tuple[str, ...], *, suspect: bool, now_s: float, at_once: int
+    ) -> Spot | None:
+        """A slot for a conversation that lives, on a replica that reads fewer than `at_once` journals now."""
         self._catch_up()
 
         def able(replica: str) -> bool:
             return self._speaks(replica, now_s) and may_rebuild(
                 self._leases.rebuilding(replica),
-                self._config.rebuilds_at_once,
+                at_once,
                 suspect=suspect,
                 has_suspect=suspect and self._leases.has_suspect(replica, now_s),
             )

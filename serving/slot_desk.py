@@ -13,7 +13,7 @@ from actors.errors import NoCapacity, StaleEpoch, TenantLimit
 from cluster.policy.admission import Admission, admit
 from cluster.policy.leases import Claim, EpochConflict, LeaseTable, NotHeld
 from cluster.policy.placement import Spot
-from cluster.policy.quarantine import Standing, standing
+from cluster.policy.quarantine import Standing, moves_at_once, standing
 from serving.fleet import Fleet
 from serving.routing import AcquireRequest, Grant, RouterConfig
 from serving.waiting import Purpose, Waiter, WaitingLine
@@ -109,7 +109,12 @@ class SlotDesk:
             return self._fleet.place_call(request.ingress_node, request.avoid, self._line.urgent)
         suspect = standing(request.deaths) is Standing.SUSPECT
         avoid = self._avoided(waiter)
-        spot = self._fleet.place_again(request.ingress_node, avoid, suspect=suspect, now_s=self._clock())
+        at_once = self._config.rebuilds_at_once
+        if waiter.purpose is Purpose.MOVE:
+            at_once = moves_at_once(self._line.moves, at_once)
+        spot = self._fleet.place_again(
+            request.ingress_node, avoid, suspect=suspect, now_s=self._clock(), at_once=at_once
+        )
         return None if spot is not None and request.apart and spot.node == request.ingress_node else spot
 
     def _avoided(self, waiter: Waiter) -> tuple[str, ...]:

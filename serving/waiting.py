@@ -55,6 +55,10 @@ class WaitingLine:
     def recoveries(self) -> int:
         return len(self._urgent[Purpose.RECOVERY])
 
+    @property
+    def moves(self) -> int:
+        return len(self._urgent[Purpose.MOVE])
+
     def callers_of(self, tenant: str) -> int:
         return len(self._callers.get(tenant, ()))
 

@@ -12,6 +12,7 @@ from enum import Enum
 CONDEMNED_AT = 2  # deaths: once may be the machine, and a suspect is alone among the innocent the second time
 # 25 frames answered, which clear a conversation at its ingress, take 2 s; half a second more for reports to come in.
 PROBATION_S = 2.5
+ROUNDS = 6  # of a second or so each, of the ten that a replica has to be gone
 
 
 class Standing(Enum):
@@ -32,6 +33,15 @@ def standing(deaths: int) -> Standing:
 def on_probation(live_s: float | None, now_s: float) -> bool:
     """Whether a suspect that a replica reports as live since `live_s` (None: not yet) may still kill it."""
     return live_s is None or now_s < live_s + PROBATION_S
+
+
+def moves_at_once(waiting: int, at_most: int) -> int:
+    """How many conversations that move, nobody dead, a replica rebuilds at a time while `waiting` others want to.
+
+    One: nobody is silent meanwhile, and whoever lives there notices least. More where many wait, so that the last of
+    them has moved after about ROUNDS rebuilds.
+    """
+    return min(at_most, 1 + waiting // ROUNDS)
 
 
 def may_rebuild(rebuilding: int, at_once: int, *, suspect: bool, has_suspect: bool) -> bool:

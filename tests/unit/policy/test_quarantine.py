@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.policy.quarantine import PROBATION_S, Standing, may_rebuild, on_probation, standing
+from cluster.policy.quarantine import PROBATION_S, Standing, may_rebuild, moves_at_once, on_probation, standing
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_probation_begins_when_it_is_live_and_outlasts_its_first_25_frames() -> 
 )
 def test_how_many_are_rebuilt_at_once(rebuilding: int, suspect: bool, has_suspect: bool, may: bool) -> None:
     assert may_rebuild(rebuilding, 4, suspect=suspect, has_suspect=has_suspect) is may
+
+
+def test_the_more_wait_the_more_move_at_once_and_never_more_than_may_be_rebuilt() -> None:
+    assert [moves_at_once(waiting, 4) for waiting in (0, 1, 5, 6, 12, 30, 300)] == [1, 1, 1, 2, 3, 4, 4]
+    assert moves_at_once(30, 1) == 1

@@ -87,6 +87,33 @@ async def test_so_many_are_rebuilt_at_once_and_the_others_follow_in_order_as_the
     assert (await recoveries[3]).session == "d"
 
 
+async def test_moves_are_rebuilt_one_at_a_time_and_more_at_once_the_more_of_them_wait() -> None:
+    stage = Stage(RouterConfig(lease_s=LEASE_S, settle_s=0.0, rebuilds_at_once=4))
+    stage.start("r1", slots=20)
+    calls = [await stage.call(f"call {number}") for number in range(20)]
+    stage.router.drain("r1")
+    stage.start("r2", slots=40)
+    moves = [
+        asyncio.create_task(stage.router.prepare(ask(call.session, after_epoch=1, wait_s=60.0))) for call in calls[:4]
+    ]
+    await settle()
+    assert [task.done() for task in moves] == [True, False, False, False], "nobody is silent: nobody is in a hurry"
+    stage.hold(await moves[0], live=False)
+    await settle()
+    assert not moves[1].done()
+    stage.hold(await moves[0], live=True)
+    await settle()
+    assert [task.done() for task in moves] == [True, True, False, False]
+    moves += [
+        asyncio.create_task(stage.router.prepare(ask(call.session, after_epoch=1, wait_s=60.0))) for call in calls[4:]
+    ]
+    await settle()
+    assert sum(task.done() for task in moves) == 4, "those that live, and with so many waiting three at a time"
+    for task in moves:
+        task.cancel()
+    await asyncio.gather(*moves, return_exceptions=True)
+
+
 async def test_a_replica_that_was_to_be_avoided_is_taken_after_a_while_if_there_is_no_other(stage: Stage) -> None:
     stage.start("r1")
     await stage.call("a")
