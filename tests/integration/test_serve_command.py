@@ -29,14 +29,20 @@ def server() -> Iterator[str]:
             assert process.stdout is not None
             said = process.stdout.readline()
             assert said.startswith("Talk at http://127.0.0.1:"), process.communicate(timeout=START_S)
+            # By lines to the last one: communicate() would lose what was read along with the first.
+            told = ""
+            while "Ctrl-C stops it" not in told:
+                line = process.stdout.readline()
+                assert line, process.communicate(timeout=STOP_S)
+                told += line
             yield said.removeprefix("Talk at ").strip()
             process.send_signal(signal.SIGINT)
-            rest, complaints = process.communicate(timeout=STOP_S)
+            _, complaints = process.communicate(timeout=STOP_S)
         except BaseException:
             process.kill()
             raise
     assert process.returncode == 0, complaints
-    assert "random weights" in rest
+    assert "random weights" in told
     assert "Traceback" not in complaints
 
 
