@@ -113,6 +113,7 @@ class Coded:
     prompt: str
     agent_voice: str
     reading: bool = False  # words follow from nothing
+    learnt: npt.NDArray[np.bool_] | None = None  # [n]: what the agent does there; None: everywhere
 
 
 def shard_of(coded: Sequence[Coded], tokenizer: TextTokenizer) -> Shard:
@@ -126,7 +127,12 @@ def shard_of(coded: Sequence[Coded], tokenizer: TextTokenizer) -> Shard:
         "voices": torch.tensor([AGENT_VOICES.index(each.agent_voice) for each in coded]),
         "numbers": torch.tensor([each.number for each in coded]),
         "readings": torch.tensor([each.reading for each in coded]),
+        "learnt": torch.from_numpy(np.concatenate([_learnt(each) for each in coded])),
     }
+
+
+def _learnt(coded: Coded) -> npt.NDArray[np.bool_]:
+    return np.ones(len(coded.frames), dtype=np.bool_) if coded.learnt is None else coded.learnt
 
 
 def save_whole(path: Path, tensors: Shard, metadata: dict[str, str] | None = None) -> None:

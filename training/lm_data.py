@@ -74,6 +74,7 @@ class Item:
     role: Codes
     voice: int
     reading: bool = False  # its words follow from nothing: they are not learnt
+    learnt: npt.NDArray[np.bool_] | None = None  # [frames]; None: all of them
 
 
 class EncodedDialogues:
@@ -104,8 +105,9 @@ def _items(shard: dict[str, Tensor]) -> list[Item]:
     ends, role_ends = shard["frame_ends"].tolist(), shard["role_ends"].tolist()
     starts, role_starts = [0, *ends[:-1]], [0, *role_ends[:-1]]
     readings = shard.get("readings", torch.zeros(len(ends), dtype=torch.bool)).tolist()
+    learnt = shard["learnt"].numpy() if "learnt" in shard else np.ones(len(frames), dtype=np.bool_)
     spans = zip(starts, ends, role_starts, role_ends, shard["voices"].tolist(), readings, strict=True)
-    return [Item(frames[a:b], roles[c:d], int(voice), reading) for a, b, c, d, voice, reading in spans]
+    return [Item(frames[a:b], roles[c:d], int(voice), reading, learnt[a:b]) for a, b, c, d, voice, reading in spans]
 
 
 def columns_of(
@@ -130,6 +132,9 @@ def columns_of(
     table[:, 2 : 1 + NEAR] = weights.near
     table[:, 1 + NEAR :] = weights.far
     table[0, delayed[:GENERATED]] = 0.0
+    if item.learnt is not None:
+        before_learnt = np.concatenate([item.learnt[:1], item.learnt[:-1]])
+        table *= np.where(delayed[:GENERATED], before_learnt[:, None], item.learnt[:, None])
     return np.concatenate([prompt.columns, live]).astype(np.int16), counted
 
 

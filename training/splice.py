@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.torch import load_file
 
 from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, STREAMS
@@ -25,6 +26,7 @@ from models.tokenizer import TextTokenizer
 from training.bank import Bank
 from training.codec_model import codes_digest
 from training.codes import Coded, load_codec, save_whole, shard_of
+from training.false_starts import false_starts
 from training.folders import state_folder
 from training.kokoro import RATE, Utterance, Word
 from training.pieces import VARIANTS, Codes, Pieces, Said, between, encode_missing, played
@@ -53,8 +55,8 @@ def user_of(script: Script, seed: int) -> int:
     return int(np.random.default_rng([seed, script.index, 5]).integers(len(VARIANTS["user"])))
 
 
-def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> Codes:
-    """[frames, 17] int16, undelayed: text, agent's and user's codes.
+def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple[Codes, npt.NDArray[np.bool_]]:
+    """[frames, 17] int16, undelayed: text, agent's and user's codes; and [frames]: where the agent is learnt from.
 
     timeline: with the user's utterances as that variant of them is played. A word cut off by an interruption ends at
     a frame. Where somebody speaks beside the user, the user is heard.
@@ -76,9 +78,21 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> Codes
         if item.speaker == "agent":
             shift = (first * FRAME_SAMPLES + piece.offset - item.start) / RATE
             spoken += [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in item.words]
+    learnt = np.ones(frames, dtype=np.bool_)
+    early = false_starts(timeline, np.random.default_rng([seed, script.index, 8])) if script.split == "train" else []
+    for start in early:
+        answer = start.answer
+        piece = codec.pieces.get(Said(answer.speaker, answer.voice, answer.text), 0)
+        codes = piece.codes[: start.frames]
+        table[start.frame : start.frame + len(codes), AGENT] = codes
+        learnt[slice(*start.unlearnt)] = False
+        shift = (start.frame * FRAME_SAMPLES + piece.offset - answer.start) / RATE
+        moved = [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in answer.words]
+        until_s = (start.frame + start.frames) * FRAME_SAMPLES / RATE
+        spoken += [word for word in moved if word.start_s < until_s]
     words = sorted(spoken, key=lambda word: word.start_s)
     table[:, 0] = text_stream([word for word in words if word.start_s >= 0], frames, codec.tokenizer.encode)
-    return table
+    return table, learnt
 
 
 def _heard(item: Placed, offset: int) -> int | None:
@@ -118,8 +132,8 @@ def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, see
     for script in scripts:
         speed = VARIANTS["user"][user_of(script, seed)].speed
         timeline = lay_out(script, partial(lookup, speed, script.user_voice))
-        frames = splice(script, timeline, codec, seed)
-        coded.append(Coded(script.index, frames, script.prompt, script.agent_voice, script.role == READER))
+        frames, learnt = splice(script, timeline, codec, seed)
+        coded.append(Coded(script.index, frames, script.prompt, script.agent_voice, script.role == READER, learnt))
     shard = shard_of(coded, codec.tokenizer)
     save_whole(path, shard)
     return len(shard["frames"])

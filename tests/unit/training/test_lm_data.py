@@ -92,6 +92,13 @@ class TestColumns:
         assert np.array_equal(read[-len(text) :, 0][~words], counted[-len(text) :, 0][~words])
         assert np.array_equal(read[:, 1:], counted[:, 1:])
 
+    def test_what_is_not_to_be_learnt_counts_nothing_and_its_delayed_codes_a_frame_later(self) -> None:
+        learnt = np.array([True, True, False, True, True])
+        columns, counted = columns_of(TINY, dataclasses.replace(item(), learnt=learnt), VOICE, SILENCE, SINE, Weights())
+        live = counted[len(columns) - 5 :]
+        assert (live[:, :2] > 0).all(axis=1).tolist() == learnt.tolist()
+        assert (live[1:, 2:] > 0).all(axis=1).tolist() == [True, True, False, True]
+
     def test_a_batch_is_padded_and_counts_one_position_earlier(self) -> None:
         batch = collated(5, 2)
         time = batch.columns.shape[1]

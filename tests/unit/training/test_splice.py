@@ -60,19 +60,20 @@ def frames(seconds: float) -> int:
 def test_everybody_speaks_where_the_timeline_has_them(tmp_path: Path) -> None:
     made = codec(tmp_path, {Said("agent", "A", "one two"): 100, Said("user", "U", "three"): 200})
     script, timeline = dialogue(Turn("agent", ("one two",), gap_s=0.4), Turn("user", ("three",), gap_s=0.8))
-    table = splice(script, timeline, made, seed=0)
+    table, learnt = splice(script, timeline, made, seed=0)
     agent, user = table[:, AGENT], table[:, USER]
     assert len(table) == -(-timeline.samples // FRAME_SAMPLES)
     assert np.flatnonzero((agent == 100).all(axis=1)).tolist() == list(range(frames(0.4), frames(2.4) + TAIL))
     assert np.flatnonzero((user == 200).all(axis=1)).tolist() == list(range(frames(3.2), frames(4.2) + 1 + TAIL))
     assert (agent[: frames(0.4)] == SILENCE).all()
     assert (agent[frames(2.4) + TAIL :] == SILENCE).all()
+    assert learnt.all()
 
 
 @pytest.mark.parametrize("offset", [0, 700, 1900])
 def test_words_begin_in_the_frame_where_they_sound(offset: int, tmp_path: Path) -> None:
     made = codec(tmp_path, {Said("agent", "A", "one two"): 100}, offset)
-    table = splice(*dialogue(Turn("agent", ("one two",), gap_s=0.5)), made, seed=0)
+    table, _ = splice(*dialogue(Turn("agent", ("one two",), gap_s=0.5)), made, seed=0)
     first = int(np.flatnonzero((table[:, AGENT] == 100).all(axis=1))[0])
     for number, word in enumerate(("one", "two")):
         early = 0.02 * RATE  # what sounds in a frame's last moment alone
@@ -89,7 +90,7 @@ def test_an_interrupted_agent_is_silent_where_it_was_cut(tmp_path: Path) -> None
         Turn("agent", ("one two three four",), gap_s=0.0),
         Turn("user", ("wait",), kind="interruption", at=0.5, yield_s=0.3),
     )
-    table = splice(script, timeline, made, seed=0)
+    table, _ = splice(script, timeline, made, seed=0)
     heard = np.flatnonzero((table[:, AGENT] == 100).all(axis=1))
     cut = next(item for item in timeline.placed if item.speaker == "agent")
     assert cut.cut
@@ -98,10 +99,36 @@ def test_an_interrupted_agent_is_silent_where_it_was_cut(tmp_path: Path) -> None
     assert text == [token for word in ("one", "two", "three") for token in TOKENS.encode(word)]
 
 
+def test_an_answer_begun_in_a_pause_is_broken_off_and_given_again_at_the_end(tmp_path: Path) -> None:
+    answer = Said("agent", "A", "x y z v w")
+    made = codec(tmp_path, {Said("user", "U", "a b"): 200, Said("user", "U", "c d"): 200, answer: 100})
+    script, timeline = dialogue(
+        Turn("user", ("a b", "c d"), pauses_s=(1.6,), gap_s=0.4), Turn("agent", ("x y z v w",), gap_s=0.3)
+    )
+    resumed, ended, said = 0.4 + 2.0 + 1.6, 0.4 + 2.0 + 1.6 + 2.0, 0
+    for seed in range(40):
+        table, learnt = splice(script, timeline, made, seed)
+        speaks = np.flatnonzero((table[:, AGENT] == 100).all(axis=1))
+        early = speaks[speaks < frames(ended)]
+        assert speaks[-1] >= frames(ended + 5), "the answer is there in any case"
+        if not len(early):
+            assert learnt.all()
+            continue
+        said += 1
+        assert frames(2.4) + 3 <= early[0] <= frames(2.4) + 7, "as soon as it takes the pause for an end"
+        assert frames(resumed) < early[-1] + 1 <= frames(resumed) + 6, "it yields"
+        assert not learnt[early[0] - 1 : frames(resumed)].any(), "that it begins is not learnt"
+        assert learnt[frames(resumed) + 1 :].all(), "that it stops, and answers, is"
+        assert learnt[: early[0] - 1].all()
+        first = table[early[0], 0]
+        assert first == TOKENS.encode("x")[0]
+    assert 4 <= said <= 24
+
+
 def test_the_user_is_heard_above_somebody_beside_them(tmp_path: Path) -> None:
     made = codec(tmp_path, {Said("user", "U", "a b c"): 200, Said("aside", "X", "d"): 300})
     script, timeline = dialogue(Turn("user", ("a b c",)), Turn("aside", ("d",), kind="aside", gap_s=-2.0))
-    user = splice(script, timeline, made, seed=0)[:, USER]
+    user = splice(script, timeline, made, seed=0)[0][:, USER]
     assert not (user == 300).any()
     assert (user == 200).all(axis=1).sum() >= frames(3.0)
 
