@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 CLI = (sys.executable, "-m", "serving.cli.main")
@@ -52,11 +52,10 @@ def served(
             yield Server(url.group().rstrip("/"), process.pid)
         finally:
             process.send_signal(signal.SIGINT)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_S)
-            finally:
-                process.kill()
-                reading.join()
+            process.kill()
+            reading.join()
 
 
 def _read(process: subprocess.Popen[str], said: list[str], heard: threading.Event) -> None:

@@ -34,9 +34,10 @@ def chaos(*arguments: str, timeout_s: float) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(480)
-def test_an_engine_dies_a_replica_is_drained_the_router_dies_and_three_calls_go_on() -> None:
+def test_an_engine_dies_the_router_dies_a_replica_is_drained_and_three_calls_go_on() -> None:
     windows = ("--context", "120", "--codec-context", "25")
-    command = ("engine+drain+router", "--nodes", "2", "--sessions", "3", "--seconds", "36", *windows)
+    # The drain comes last: a strike waits for what the one before it took, and a replica takes half a minute.
+    command = ("engine+router+drain", "--nodes", "2", "--sessions", "3", "--seconds", "36", *windows)
     verdict = chaos(*command, timeout_s=230)
     if verdict["outcome"] == "invalid":  # the witness itself had no processor for too long to tell: once more
         verdict = chaos(*command, timeout_s=230)
