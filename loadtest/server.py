@@ -52,10 +52,12 @@ def served(
             yield Server(url.group().rstrip("/"), process.pid)
         finally:
             process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_S)
-            process.kill()
-            reading.join()
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_S)
+            finally:
+                process.kill()
+                reading.join()
 
 
 def _read(process: subprocess.Popen[str], said: list[str], heard: threading.Event) -> None:
