@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 FRAME_S = 0.08
@@ -64,12 +65,12 @@ def stage(come: socket.socket, go: socket.socket) -> None:
         go.send(b"x")
 
 
-def child(body: object, *arguments: object) -> int:
+def child(body: Callable[..., object], *arguments: object) -> int:
     """Starts a process that does nothing else; its id."""
     process = os.fork()
     if not process:
         try:
-            body(*arguments)  # type: ignore[operator] # any callable
+            body(*arguments)
         finally:
             os._exit(0)
     return process

@@ -24,9 +24,7 @@ from models.voices import write_codes
 from training import codec_model, lm
 from training.codes import load_codec
 from training.folders import state_folder
-from training.optim import without_moments
 from training.script import AGENT_VOICES, VOICE_NAMES
-from training.state import load_state
 
 # Shown by every page and command that shows this model.
 NOTICE = (
@@ -49,14 +47,11 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path, card: Pa
     card: a model card that becomes the folder's README.md where it has none: one that somebody has filled in stays.
     Raises FileNotFoundError if a part is not trained, ValueError if the codes are not this codec's.
     """
-    saved = load_state(lm_folder)
-    if saved is None:
-        raise FileNotFoundError(f"{lm_folder} has no language model: run `python -m training.lm` first")
+    weights, step = lm.trained_weights(lm_folder)
     mimi, codec_step = load_codec(codec_folder)
     encoded_with = json.loads((codes / "about.json").read_text(encoding="utf-8"))
     if encoded_with["codebooks"] != codec_model.codes_digest(mimi.state_dict()):
         raise ValueError(f"the language model learnt other codes than those of {codec_folder}, step {codec_step}")
-    weights = {name.removeprefix("model."): tensor for name, tensor in without_moments(saved[0]).items()}
     voices = load_file(codes / "voices.safetensors")
     out.mkdir(parents=True, exist_ok=True)
     save_file(compact(weights), out / "model.safetensors")
@@ -80,14 +75,14 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path, card: Pa
         "sine_codes": voices["sine"].tolist(),
         "sampling": dataclasses.asdict(SAMPLING),
         "own_voices": [VOICE_NAMES[AGENT_VOICES[number]] for number in learnt],
-        "steps": {"codec": codec_step, "lm": saved[1]["step"]},
+        "steps": {"codec": codec_step, "lm": step},
     }
     (out / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     if card is not None and card.is_file() and not (out / README).exists():
         shutil.copyfile(card, out / README)
     load_checkpoint(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return {"mib": round(size / 2**20, 1), "codec_step": codec_step, "lm_step": float(saved[1]["step"])}
+    return {"mib": round(size / 2**20, 1), "codec_step": codec_step, "lm_step": float(step)}
 
 
 def learnt_voices(codes: Path) -> list[int]:

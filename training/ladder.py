@@ -27,11 +27,9 @@ from models.mimi import Mimi
 from models.tokenizer import TextTokenizer
 from training.codes import load_codec
 from training.folders import state_folder
-from training.lm import CONFIG
+from training.lm import CONFIG, trained_weights
 from training.lm_data import EncodedDialogues, Item, Weights, columns_of
 from training.lm_forward import depth, heads, temporal
-from training.optim import without_moments
-from training.state import load_state
 
 KEPT = (8, 4, 3, 2, 1, 0)
 _TOP = 250  # as served
@@ -42,13 +40,9 @@ class Ladder:
 
     def __init__(self, lm: Path, codec: Path, data: EncodedDialogues, temperature: float) -> None:
         """Raises FileNotFoundError if there is no model or no codec."""
-        saved = load_state(lm)
-        if saved is None:
-            raise FileNotFoundError(f"{lm} has no language model: run `python -m training.lm` first")
-        self.step = int(saved[1]["step"])
+        weights, self.step = trained_weights(lm)
         self._model = LanguageModel(CONFIG)
-        weights = without_moments(saved[0])
-        self._model.load_state_dict({name.removeprefix("model."): t.float() for name, t in weights.items()})
+        self._model.load_state_dict(weights)
         self._mimi: Mimi = load_codec(codec)[0]
         self._data, self._temperature = data, temperature
         self._tokenizer, self._judges = TextTokenizer(TOKENIZER), Judges(state_folder() / "packages")

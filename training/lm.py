@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.config import FRAMES_PER_S, LMConfig
 from models.demo_checkpoint import LM
@@ -51,6 +52,21 @@ PRESETS = {
 }
 
 
+def trained_weights(folder: Path) -> tuple[dict[str, Tensor], int]:
+    """A run's weights by the model's own names, in fp16 as they are kept, and its step.
+
+    Raises FileNotFoundError if nothing is trained there.
+    """
+    saved = load_state(folder)
+    if saved is None:
+        raise FileNotFoundError(f"{folder} has no language model: run `python -m training.lm` first")
+    return _weights(saved[0]), int(saved[1]["step"])
+
+
+def _weights(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in without_moments(stored).items()}
+
+
 class LMRun:
     """Model, team and step of a run in a folder."""
 
@@ -61,8 +77,7 @@ class LMRun:
         initialise(self.model, torch.Generator().manual_seed(seed))
         saved = load_state(folder)
         if saved is not None:
-            stored = without_moments(saved[0])
-            self.model.load_state_dict({n.removeprefix("model."): tensor.float() for n, tensor in stored.items()})
+            self.model.load_state_dict(_weights(saved[0]))
             self.step = int(saved[1]["step"])
         self.model.to(device)
         self.team = Team(self.model, workers)

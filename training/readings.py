@@ -14,7 +14,7 @@ from importlib import resources
 
 import numpy as np
 
-from training.roles import DATA, allowed, choose, fill, instantiate, lines_of, load_common, load_role, slots_of
+from training.roles import DATA, allowed, choose, fill, lines_of, load_common, load_role, slots_of
 from training.script import AGENT_VOICES, Plan, Script, Turn
 
 ROLE = "reader"
@@ -44,7 +44,6 @@ def _sentence(plan: Plan, rng: np.random.Generator) -> str:
         lines = _lines_of(role.name) if rng.random() < _OF_ONE_ROLE else _shared_lines()
         line = lines[int(rng.integers(len(lines)))]
         values = {slot: choose(role.slots[slot], "train", rng) for slot in slots_of(line)}
-        values |= {name: value for name, value in instantiate(role, "train", rng).values.items() if name not in values}
         return fill(line, values).replace("| ", "")
     line = choose(_raw()["lines"], "train", rng)
     # A slot that comes twice is filled twice.

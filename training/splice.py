@@ -29,7 +29,7 @@ from training.codes import Coded, load_codec, save_whole, shard_of
 from training.false_starts import false_starts
 from training.folders import state_folder
 from training.kokoro import RATE, Utterance, Word
-from training.pieces import VARIANTS, Codes, Pieces, Said, between, encode_missing, played
+from training.pieces import VARIANTS, Codes, Piece, Pieces, Said, between, encode_missing, played
 from training.plans import PLANS, held_out_of, script_of
 from training.readings import ROLE as READER
 from training.roles import Split
@@ -72,27 +72,29 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
     for item in sorted(timeline.placed, key=lambda item: (item.speaker != "aside", item.start)):
         variant = user if item.speaker == "user" else int(rng.integers(len(VARIANTS[item.speaker])))
         piece = codec.pieces.get(Said(item.speaker, item.voice, item.text), variant)
-        first = max(0, round((item.start - piece.offset) / FRAME_SAMPLES))
-        codes = piece.codes[: _heard(item, piece.offset)][: frames - first]
-        table[first : first + len(codes), AGENT if item.speaker == "agent" else USER] = codes
+        words = _lay(table, item, piece, round((item.start - piece.offset) / FRAME_SAMPLES), _heard(item, piece.offset))
         if item.speaker == "agent":
-            shift = (first * FRAME_SAMPLES + piece.offset - item.start) / RATE
-            spoken += [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in item.words]
+            spoken += words
     learnt = np.ones(frames, dtype=np.bool_)
     early = false_starts(timeline, np.random.default_rng([seed, script.index, 8])) if script.split == "train" else []
     for start in early:
         answer = start.answer
         piece = codec.pieces.get(Said(answer.speaker, answer.voice, answer.text), 0)
-        codes = piece.codes[: start.frames]
-        table[start.frame : start.frame + len(codes), AGENT] = codes
-        learnt[slice(*start.unlearnt)] = False
-        shift = (start.frame * FRAME_SAMPLES + piece.offset - answer.start) / RATE
-        moved = [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in answer.words]
         until_s = (start.frame + start.frames) * FRAME_SAMPLES / RATE
-        spoken += [word for word in moved if word.start_s < until_s]
-    words = sorted(spoken, key=lambda word: word.start_s)
-    table[:, 0] = text_stream([word for word in words if word.start_s >= 0], frames, codec.tokenizer.encode)
+        spoken += [w for w in _lay(table, answer, piece, start.frame, start.frames) if w.start_s < until_s]
+        learnt[slice(*start.unlearnt)] = False
+    spoken.sort(key=lambda word: word.start_s)
+    table[:, 0] = text_stream([word for word in spoken if word.start_s >= 0], frames, codec.tokenizer.encode)
     return table, learnt
+
+
+def _lay(table: Codes, item: Placed, piece: Piece, first: int, heard: int | None) -> list[Word]:
+    """Lays an utterance, or its first `heard` frames, from frame `first` on. Returns its words as they sound there."""
+    first = max(0, first)
+    codes = piece.codes[:heard][: len(table) - first]
+    table[first : first + len(codes), AGENT if item.speaker == "agent" else USER] = codes
+    shift = (first * FRAME_SAMPLES + piece.offset - item.start) / RATE
+    return [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in item.words]
 
 
 def _heard(item: Placed, offset: int) -> int | None:
