@@ -38,9 +38,17 @@ from models.mimi import Mimi
 from models.tokenizer import TextTokenizer
 from models.voices import VoiceLibrary, VoiceShapes
 
-__all__ = ["ALL_PARTS", "Checkpoint", "CheckpointError", "load_checkpoint"]
+__all__ = ["ALL_PARTS", "Checkpoint", "CheckpointError", "SuggestedRole", "load_checkpoint"]
 
 ALL_PARTS = frozenset({"lm", "mimi", "text"})
+
+
+@dataclass(frozen=True)
+class SuggestedRole:
+    """A role that a model is known to play: what a chooser shows, and the prompt behind it."""
+
+    name: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Checkpoint:
     silence_codes: tuple[int, ...]  # [8], what this codec makes of silence
     sine_codes: tuple[int, ...]  # [8], what it makes of a 440 Hz sine
     sampling: Sampling  # for whoever names no other: what it recommends, or the published values
+    roles: tuple[SuggestedRole, ...]  # for whoever has none in mind; () where it suggests none
     weights_hash: str  # cheap and stable; see CheckpointFiles.weights_hash
 
 
@@ -105,6 +114,7 @@ def load_checkpoint(
         silence_codes=_codes(files, "silence_codes", PUBLISHED_SILENCE_CODES, lm_config),
         sine_codes=_codes(files, "sine_codes", PUBLISHED_SINE_CODES, lm_config),
         sampling=_sampling(files),
+        roles=_roles(files),
         weights_hash=files.weights_hash,
     )
 
@@ -154,6 +164,19 @@ def _sampling(files: CheckpointFiles) -> Sampling:
         return Sampling.from_dict(_section(files, "sampling"))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{files.folder / 'config.json'}: {error}; correct it there or leave it out") from error
+
+
+def _roles(files: CheckpointFiles) -> tuple[SuggestedRole, ...]:
+    """`"roles": [{"name": "Café", "text": "You work for …"}]`, as a small model needs that knows but a few."""
+    try:
+        roles = tuple(SuggestedRole(**role) for role in files.config.get("roles", []))
+    except TypeError:
+        roles = None
+    if roles is None or not all(isinstance(said, str) and said for role in roles for said in (role.name, role.text)):
+        raise CheckpointError(
+            f"{files.folder / 'config.json'}: 'roles' must be a list of objects with a name and a text, neither empty"
+        )
+    return roles
 
 
 def _section(files: CheckpointFiles, key: str) -> Mapping[str, Any]:

@@ -90,7 +90,8 @@ def _add_lists(api: FastAPI, parts: IngressParts) -> None:
         name = parts.catalog.model
         owner = name.split("/")[0] if "/" in name else "personaplex-serving"  # a repository's owner, or ours
         sampling = asdict(parts.catalog.sampling)  # what a caller gets who names none
-        about = {"trained": parts.catalog.trained, "notice": parts.catalog.notice, "sampling": sampling}
+        roles = [{"name": name, "text": text} for name, text in parts.catalog.roles]  # a chooser's, where it has any
+        about = {"trained": parts.catalog.trained, "notice": parts.catalog.notice, "sampling": sampling, "roles": roles}
         model = {"id": name, "object": "model", "owned_by": owner, **about}
         return page_of([model], after=None, limit=1)
 

@@ -12,7 +12,8 @@ class Catalog:
     """The one model that is served and its voices. `trained` false: random weights, it cannot speak yet.
 
     notice: what everybody who meets the model is told of it; "" for a published one. sampling: what the checkpoint
-    recommends, for callers who name none.
+    recommends, for callers who name none. roles: name and prompt of those it is known to play; () for a model that
+    plays any.
     """
 
     model: str
@@ -21,6 +22,7 @@ class Catalog:
     codec_frames: int = 1000  # of 80 ms, on which the codec's state depends; the published Mimi's are 998
     notice: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+    roles: tuple[tuple[str, str], ...] = ()
 
     @property
     def default_voice(self) -> str:
@@ -42,4 +44,5 @@ class Catalog:
         loaded = load_checkpoint(checkpoint, parts=frozenset())
         voices = tuple(sorted(loaded.voices.names()))
         frames = loaded.mimi_config.receptive_frames
-        return cls(loaded.name, loaded.trained, voices, frames, loaded.notice, loaded.sampling)
+        roles = tuple((role.name, role.text) for role in loaded.roles)
+        return cls(loaded.name, loaded.trained, voices, frames, loaded.notice, loaded.sampling, roles)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -198,10 +198,16 @@ class ChatSite(Protocol):
 
 @asynccontextmanager
 async def served(
-    server: ChatSite, *, trained: bool = False, notice: str = "", sampling: Sampling | None = None
+    server: ChatSite,
+    *,
+    trained: bool = False,
+    notice: str = "",
+    sampling: Sampling | None = None,
+    roles: Sequence[tuple[str, str]] = (),
 ) -> AsyncIterator[str]:
     """The page, the two lists it asks for, and /api/chat, over real HTTP."""
-    about: dict[str, Any] = {"trained": trained, "notice": notice}
+    listed = [{"name": name, "text": text} for name, text in roles]
+    about: dict[str, Any] = {"trained": trained, "notice": notice, "roles": listed}
     if sampling is not None:
         about["sampling"] = asdict(sampling)
     app = FastAPI()

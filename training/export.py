@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from models.voices import write_codes
 from training import codec_model, lm
 from training.codes import load_codec
 from training.folders import state_folder
+from training.plans import PLANS, script_of
 from training.script import AGENT_VOICES, VOICE_NAMES
 
 # Shown by every page and command that shows this model.
@@ -37,6 +39,7 @@ NOTICE = (
 # chances too far: on held-out dialogues the same weights made word salad there, whole sentences here (training.sample).
 # Top-k stays as published.
 SAMPLING = Sampling(text_temperature=0.4, audio_temperature=0.6)
+ROLE_NAMES = {"cafe": "Café", "teacher": "Teacher", "friend": "Good conversation"}
 CARD = Path(__file__).with_name("model_card.md")
 README = "README.md"
 
@@ -74,6 +77,7 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path, card: Pa
         "silence_codes": voices["silence"].tolist(),
         "sine_codes": voices["sine"].tolist(),
         "sampling": dataclasses.asdict(SAMPLING),
+        "roles": suggested_roles(),
         "own_voices": [VOICE_NAMES[AGENT_VOICES[number]] for number in learnt],
         "steps": {"codec": codec_step, "lm": step},
     }
@@ -83,6 +87,18 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path, card: Pa
     load_checkpoint(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {"mib": round(size / 2**20, 1), "codec_step": codec_step, "lm_step": float(step)}
+
+
+def suggested_roles() -> list[dict[str, str]]:
+    """What a chooser offers: of each role that was learnt, the first agent that learnt it, facts included."""
+    found: dict[str, str] = {}
+    plan = PLANS["first"]
+    for index in itertools.count():
+        script = script_of(plan, "train", index)
+        found.setdefault(script.role, script.prompt)
+        if len(found) == len(plan.roles):
+            return [{"name": ROLE_NAMES[role], "text": found[role]} for role in plan.roles]
+    raise AssertionError("a plan's roles come up")
 
 
 def learnt_voices(codes: Path) -> list[int]:

@@ -5,6 +5,7 @@ import { Call, chatUrl } from "./call.js";
 import { OPUS_RATE, OpusCodec, PCM_RATE, PcmCodec, opusWorks } from "./codec.js";
 import { Wave } from "./waves.js";
 
+// For a model that says of none that it plays it well.
 const PRESETS = [
   ["Good conversation", "You enjoy having a good conversation."],
   ["Teacher", "You are a wise and friendly teacher. Answer questions or provide advice in a clear and engaging way."],
@@ -54,6 +55,7 @@ async function loadOffer() {
       const field = $(name.replace("top_k", "topk").replace("_", "-"));
       if (field) field.placeholder = value;
     }
+    if (model.roles?.length) offerRoles(model.roles.map(({ name, text }) => [name, text]));
     const chosen = $("voice").value;
     $("voice").replaceChildren(...voices.map(({ id }) => new Option(describeVoice(id), id)));
     if (voices.some(({ id }) => id === chosen)) $("voice").value = chosen;
@@ -251,6 +253,26 @@ function paint(count = 0) {
 
 // What the reader does
 
+// A role that nobody has changed gives way to the first of the new ones.
+function offerRoles(roles) {
+  const untouched = $("role").value === "" || [...$("presets").children].some((chip) => chip.dataset.role === $("role").value);
+  const chips = roles.map(([name, role]) => {
+    const chip = document.createElement("button");
+    chip.type = "button";
+    chip.className = "chip";
+    chip.textContent = name;
+    chip.dataset.role = role;
+    chip.onclick = () => {
+      $("role").value = role;
+      showRole();
+    };
+    return chip;
+  });
+  $("presets").replaceChildren(...chips);
+  if (untouched) $("role").value = roles[0][1];
+  showRole();
+}
+
 function showRole() {
   const length = $("role").value.length;
   $("role-count").textContent = length > ROLE_MAX * 0.8 ? `${length} / ${ROLE_MAX}` : "";
@@ -263,21 +285,8 @@ function darkOrLight(choice) {
   for (const wave of Object.values(waves)) wave.restyle();
 }
 
-for (const [name, role] of PRESETS) {
-  const chip = document.createElement("button");
-  chip.type = "button";
-  chip.className = "chip";
-  chip.textContent = name;
-  chip.dataset.role = role;
-  chip.onclick = () => {
-    $("role").value = role;
-    showRole();
-  };
-  $("presets").append(chip);
-}
-$("role").value = PRESETS[0][1];
+offerRoles(PRESETS);
 $("role").oninput = showRole;
-showRole();
 
 const systemDark = matchMedia("(prefers-color-scheme: dark)");
 const chosenTheme = () => localStorage.getItem("theme") ?? (systemDark.matches ? "dark" : "light");

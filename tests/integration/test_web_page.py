@@ -145,6 +145,21 @@ async def test_the_page_says_what_is_to_be_known_of_the_model(page: Page) -> Non
         assert not await page.run("document.getElementById('untrained').checkVisibility()")
 
 
+async def test_a_model_that_knows_few_roles_has_them_offered(page: Page) -> None:
+    offered = "[...document.querySelectorAll('.chip')].map(c => [c.textContent, c.getAttribute('aria-pressed')])"
+    known = [("Café", "You sell coffee."), ("Teacher", "You teach.")]
+    async with served(EchoServer(), trained=True, roles=known) as url:
+        await ready(page, url)
+        assert await page.run(offered) == [["Café", "true"], ["Teacher", "false"]]
+        assert await page.run("document.getElementById('role').value") == "You sell coffee."
+        # What somebody has written stays, whatever is offered beside it.
+        await page.run(
+            "document.getElementById('role').value = 'You are a pirate.'; document.getElementById('key').onchange()"
+        )
+        await page.until("!document.getElementById('voice').disabled")
+        assert await page.run("document.getElementById('role').value") == "You are a pirate."
+
+
 async def test_mute_sends_silence_and_keeps_the_clock(page: Page) -> None:
     server = EchoServer()
     async with served(server) as url:

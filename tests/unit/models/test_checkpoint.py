@@ -383,6 +383,22 @@ def test_what_no_step_could_draw_with_is_refused_on_load(wished: Any, said: str,
         load_checkpoint(tmp_path, parts=frozenset())
 
 
+def test_a_checkpoint_suggests_roles(small: Path, tmp_path: Path) -> None:
+    assert load_checkpoint(small, parts=frozenset()).roles == ()
+    (tmp_path / "config.json").write_text(json.dumps(config(roles=[{"name": "Café", "text": "You sell coffee."}])))
+    (role,) = load_checkpoint(tmp_path, parts=frozenset()).roles
+    assert (role.name, role.text) == ("Café", "You sell coffee.")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["cafe", [{"name": "Café"}], [{"name": "", "text": "You."}], [{"name": "A", "text": 5}], 5]
+)
+def test_roles_that_nobody_could_choose_are_refused(wrong: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config(roles=wrong)))
+    with pytest.raises(CheckpointError, match=r"config\.json: 'roles' must be a list of .*text"):
+        load_checkpoint(tmp_path, parts=frozenset())
+
+
 def test_demo_is_the_model_that_ships_and_else_the_random_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = tmp_path / "assets" / "demo"
     shipped.mkdir(parents=True)

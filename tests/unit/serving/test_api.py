@@ -16,7 +16,13 @@ from serving.routing import RouterStatus
 from serving.tenants import Tenant, Tenants, hash_key
 from tests.chat_fakes import EchoServer
 
-CATALOG = Catalog("personaplex-demo", False, ("NATF0", "NATF1", "VARM3"), sampling=Sampling(0.4, 25, 0.6, 250))
+CATALOG = Catalog(
+    "personaplex-demo",
+    False,
+    ("NATF0", "NATF1", "VARM3"),
+    sampling=Sampling(0.4, 25, 0.6, 250),
+    roles=(("Café", "You sell coffee."),),
+)
 STARTING = RouterStatus(replicas=1, admitting=0, slots=4, busy=0, waiting=0, incarnation="x")
 READY = RouterStatus(replicas=1, admitting=1, slots=4, busy=2, waiting=0, incarnation="x")
 
@@ -73,6 +79,11 @@ async def test_the_model_says_how_it_is_sampled_where_nobody_says_how(client: ht
     (model,) = (await client.get("/v1/models")).json()["data"]
     wanted = {"text_temperature": 0.4, "text_top_k": 25, "audio_temperature": 0.6, "audio_top_k": 250}
     assert model["sampling"] == wanted
+
+
+async def test_the_model_says_which_roles_it_knows(client: httpx.AsyncClient) -> None:
+    (model,) = (await client.get("/v1/models")).json()["data"]
+    assert model["roles"] == [{"name": "Café", "text": "You sell coffee."}]
 
 
 async def test_voices_come_in_pages(client: httpx.AsyncClient) -> None:

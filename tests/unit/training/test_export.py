@@ -71,6 +71,15 @@ def test_it_says_how_it_wants_to_be_sampled(state: Path) -> None:
     assert load_checkpoint(state / "out", parts=frozenset()).sampling == Sampling(0.4, 25, 0.6, 250)
 
 
+def test_it_suggests_the_roles_it_learnt(state: Path) -> None:
+    run(state)
+    cafe, teacher, friend = load_checkpoint(state / "out", parts=frozenset()).roles
+    assert (cafe.name, teacher.name, friend.name) == ("Café", "Teacher", "Good conversation")
+    assert "coffee shop" in cafe.text
+    assert "Information:" in cafe.text
+    assert friend.text == "You enjoy having a good conversation."
+
+
 def test_its_card_is_written_once(state: Path) -> None:
     run(state)
     card = state / "out" / "README.md"
