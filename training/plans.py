@@ -10,7 +10,7 @@ PLANS = {
     "first": Plan(user_voices=len(USER_VOICES)),
     "roles": Plan(seed=7, roles=role_names(), user_voices=len(USER_VOICES)),  # all roles, still in four voices
     "wide": Plan(seed=6, roles=role_names(), agent_voices=len(AGENT_VOICES), user_voices=len(USER_VOICES)),
-    "readings": Plan(seed=8, roles=role_names(), readings=True),
+    "readings": Plan(seed=8, readings=True),  # of the roles of `first`
 }
 HELD_OUT_DIALOGUES = 48
 

@@ -1,8 +1,9 @@
 """Dialogues in which nobody but the agent speaks: it reads sentences aloud. Pure and seeded, as `training.script`.
 
 From them a voice learns to say words in all sorts of company, where dialogues teach when to say what. Three sentences
-of four are lines of the roles, an agent's or a user's, filled anew; the others are made of word lists and mean little.
-Their words are not learnt as text: nobody could tell which comes next.
+of four are of the roles: half of those lines, an agent's or a user's, filled anew, half a name that dialogues hold out,
+in a sentence of no role: who is to call a shop by its name must have said its words before. The others are made of word
+lists and mean little. Their words are not learnt as text: nobody could tell which comes next.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
+from typing import TypeVar
 
 import numpy as np
 
 from training.roles import DATA, allowed, choose, fill, lines_of, load_common, load_role, slots_of
 from training.script import AGENT_VOICES, Plan, Script, Turn
 
+_T = TypeVar("_T")
+
 ROLE = "reader"
 SENTENCES = 9
 _OWN_LINES, _OF_ONE_ROLE = 0.75, 0.9
+_LACKING = 0.5  # of these have a name that no dialogue has
 _LONGEST_WORD = 8  # letters: longer ones are rarely said
 _WORD_LISTS = {"noun": "nounlist.txt", "adjective": "adjectivelist.txt", "verb": "verblist.txt"}
 _PLAIN = re.compile(r"[a-z]+")
@@ -40,17 +46,32 @@ def write_reading(plan: Plan, index: int) -> Script:
 
 def _sentence(plan: Plan, rng: np.random.Generator) -> str:
     if rng.random() < _OWN_LINES:
-        role = load_role(plan.roles[int(rng.integers(len(plan.roles)))])
-        lines = _lines_of(role.name) if rng.random() < _OF_ONE_ROLE else _shared_lines()
-        line = lines[int(rng.integers(len(lines)))]
+        if rng.random() < _LACKING and _lacking(plan.roles):
+            return fill(_any_of(_raw()["names"], rng), {"name": _any_of(_lacking(plan.roles), rng)})
+        role = load_role(_any_of(plan.roles, rng))
+        line = _any_of(_lines_of(role.name) if rng.random() < _OF_ONE_ROLE else _shared_lines(), rng)
         values = {slot: choose(role.slots[slot], "train", rng) for slot in slots_of(line)}
         return fill(line, values).replace("| ", "")
     line = choose(_raw()["lines"], "train", rng)
     # A slot that comes twice is filled twice.
     while slots := slots_of(line):
-        options = _options(slots[0])
-        line = line.replace(f"{{{slots[0]}}}", options[int(rng.integers(len(options)))], 1)
+        line = line.replace(f"{{{slots[0]}}}", _any_of(_options(slots[0]), rng), 1)
     return fill(line, {})
+
+
+def _any_of(options: Sequence[_T], rng: np.random.Generator) -> _T:
+    return options[int(rng.integers(len(options)))]
+
+
+@functools.cache
+def _lacking(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Whatever somebody in these roles may have to say and no training dialogue says."""
+    found = dict[str, None]()
+    for name in names:
+        slots = load_role(name).slots
+        for slot in sorted({slot for line in _lines_of(name) for slot in slots_of(line)}):
+            found |= dict.fromkeys(option for option in slots[slot] if option not in allowed(slots[slot], "train"))
+    return tuple(found)
 
 
 @functools.cache

@@ -120,6 +120,19 @@ class TestReadings:
         assert not any(re.search(r"[0-9$%&/_|{}-]", line) for line in lines)
         assert len(set(lines)) > 0.7 * len(lines)
 
+    def test_names_that_dialogues_hold_out_are_read(self) -> None:
+        readings = [script_of(PLANS["readings"], "train", number) for number in range(100)]
+        read = " ".join(turn.parts[0] for each in readings for turn in each.turns)
+        slots = roles.load_role("cafe").slots
+        hidden = [
+            name
+            for slot in ("business", "agent", "drink", "cake", "milk")
+            for name in slots[slot]
+            if roles.held_out(name)
+        ]
+        assert "Sunrise Cafe" in hidden
+        assert all(read.count(name) >= 4 for name in hidden)
+
     def test_nothing_is_held_out(self) -> None:
         with pytest.raises(ValueError, match="training alone"):
             script_of(PLANS["readings"], "held_out", 0)
