@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from llvmlite import ir
 from numba import float32, int32, njit, types
+from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
@@ -44,10 +46,25 @@ _SHARED = sorted(Path(__file__).parent.glob("compiled*.py"))
 _STAMP = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in _SHARED)
 
 
+class KernelCache(FunctionCache):
+    """numba's cache of one function on disk, without its preparations to compile where nothing needs compiling."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call] # numba
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, _STAMP)
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """Machine code for these types, or None. Before it looks, numba imports all that it could compile, scipy's
+        BLAS included, and registers it: a quarter of a stage's start. Machine code wants its allocator alone."""
+        rtsys.initialize(context)
+        with self._guard_against_spurious_io_errors():
+            # Where it is None the compiler makes those preparations itself.
+            return self._load_overload(signature, context)  # type: ignore[no-untyped-call] # numba
+
+
 def _compile(function: _Function, fastmath: _Options) -> _Function:
-    dispatcher: Any = njit(fastmath=fastmath, error_model="numpy", nogil=True, cache=True)(function)
-    kept = dispatcher._cache._cache_file
-    kept._source_stamp = (kept._source_stamp, _STAMP)
+    dispatcher: Any = njit(fastmath=fastmath, error_model="numpy", nogil=True)(function)
+    dispatcher._cache = KernelCache(function)
     return cast(_Function, dispatcher)
 
 

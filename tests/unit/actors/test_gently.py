@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -24,6 +25,15 @@ def test_the_result_and_the_error_come_back() -> None:
     assert gently(lambda: 42) == 42
     with pytest.raises(ZeroDivisionError):
         gently(lambda: 1 // 0)
+
+
+def test_it_is_not_interrupted_to_search_for_garbage_and_everybody_else_is_again() -> None:
+    assert gc.isenabled()
+    assert not gently(gc.isenabled)
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        gently(lambda: 1 // 0)
+    assert gc.isenabled()
 
 
 @linux

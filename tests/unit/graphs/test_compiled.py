@@ -139,6 +139,24 @@ def test_what_is_kept_on_disk_is_dropped_when_a_function_it_contains_changes(tmp
     assert elu_of_minus_one() > 0.0
 
 
+def test_kernels_that_are_kept_on_disk_are_loaded_without_the_compiler(tmp_path: Path) -> None:
+    """What numba imports in order to compile, scipy among it, would be a quarter of a stage's start."""
+    code = (
+        "import sys, numpy as np; from graphs.compiled import add; x = np.ones((2, 3), np.float32); add(x, x.copy());"
+        "assert (x == 2).all(); print('numba.np.linalg' in sys.modules, 'scipy.linalg' in sys.modules)"
+    )
+
+    def loaded() -> list[str]:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert loaded()[0] == "True"  # compiled, and kept
+    assert loaded() == ["False", "False"]
+
+
 def test_a_checkpoint_that_ships_as_int8_is_served_in_the_same_integers() -> None:
     """Widened to fp32 when loaded, quantised again when packed; by way of bf16 some would be one off."""
     shipped, scale = quantise_rows(torch.randn(2_000, 300, generator=torch.Generator().manual_seed(4)))
