@@ -88,6 +88,17 @@ def guard_environment(receive_bytes_per_s: float, stalled_s: float) -> dict[str,
     }
 
 
+def require_guard() -> None:
+    """For whoever answers clients. Raises RuntimeError where this process was not given `guard_environment`: Serve
+    would have started it without any guard, and said nothing."""
+    missing = [name for name in guard_environment(0.0, 0.0) if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f"this node's environment lacks {', '.join(missing)}: start its Ray with what `python -m serving.haproxy "
+            "FOLDER` prints, or deploy without --prepared-nodes"
+        )
+
+
 def middlewares() -> list[Middleware]:
     """Called by Serve before it starts a server; see `guard_environment`."""
     rate, stalled_s = float(os.environ[_RATE_VARIABLE]), float(os.environ[_STALLED_VARIABLE])

@@ -2,6 +2,9 @@
 
     python -m serving.haproxy FOLDER > nodes.env     NAME=VALUE lines, for the environment of `ray start`
 
+The lines hold what the guard and Serve's health checks want, too: with them `personaplex deploy --prepared-nodes` need
+not give every worker an environment of its own, for which Ray starts each by way of another interpreter.
+
 Measured in docs/decisions/http-proxy.md: a fifth of the Python proxy's CPU time a message, and the only mode in
 which a client that does not read is felt by the handler. Ray's template for it, however, binds two status pages on
 every interface, opens its control socket to every user of the machine, and logs queries, which may hold a key; the
@@ -17,7 +20,8 @@ from pathlib import Path
 
 from actors.promptly import NICENESS, REAL_TIME
 from cluster.ports import free_port
-from serving.guard import SEND_BUFFER_BYTES
+from serving.guard import SEND_BUFFER_BYTES, guard_environment
+from serving.settings import ServeSettings
 
 # An ingress is in the same network. HAProxy also waits for so long, or for a second, before it dials again when the one
 # it has dialled is dead and only one is left: with Ray's 5 s every death of an ingress cost some callers that second.
@@ -104,6 +108,11 @@ def health_environment() -> dict[str, str]:
     return {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3"}
 
 
+def node_environment(settings: ServeSettings) -> dict[str, str]:
+    """What Serve's proxies and ingresses read when they start, whichever proxy it is; nobody can pass them options."""
+    return guard_environment(settings.max_receive_bytes_per_s, settings.stalled_client_s) | health_environment()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m serving.haproxy",
@@ -117,7 +126,8 @@ def main() -> int:
         print("error: ray[serve] brings no HAProxy for this platform; leave Serve's own proxy", file=sys.stderr)
         return 1
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, value in haproxy_environment(folder.resolve(), binary).items():
+    settings = ServeSettings.model_validate({})
+    for name, value in (haproxy_environment(folder.resolve(), binary) | node_environment(settings)).items():
         print(f"{name}={value}")
     return 0
 

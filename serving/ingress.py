@@ -12,6 +12,7 @@ from actors.journal import FRAMES_PER_S
 from actors.promptly import promptly
 from serving.admin import admin_routes
 from serving.api import IngressParts, build_api
+from serving.guard import require_guard
 from serving.ingress_chat import ChatEndpoint, ServedModel
 from serving.logs import log_from
 from serving.plan import Plan
@@ -33,6 +34,7 @@ class Ingress:
         """`replicas` only makes Serve deploy them first; frames go by trunk, not by handle."""
         settings, catalog = plan.settings, plan.catalog
         log_from(settings.log_level)
+        require_guard()
         name = serve.get_replica_context().replica_id.unique_id
         self._telemetry = Telemetry.to(settings.otlp_endpoint, settings.otlp_interval_s)
         self._router = RouterClient(plan.router, ingress=name)

@@ -17,8 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from cluster.ports import free_port
-from serving.guard import guard_environment
-from serving.haproxy import bundled_haproxy, haproxy_environment, health_environment
+from serving.haproxy import bundled_haproxy, haproxy_environment, node_environment
 from serving.rollout import Progress, progress, replicas_of
 from serving.settings import ServeSettings
 
@@ -116,8 +115,7 @@ def _environment(settings: ServeSettings, folder: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; said now, it does not warn
     }
-    environment |= guard_environment(settings.max_receive_bytes_per_s, settings.stalled_client_s)
-    environment |= health_environment()
+    environment |= node_environment(settings)
     binary = None if settings.proxy == "python" else bundled_haproxy()
     if binary is not None:
         environment |= haproxy_environment(folder, binary)

@@ -120,7 +120,7 @@ class System:
 
     async def deploy(self) -> None:
         """`personaplex deploy`; returns when everything runs. Raises SystemBroken."""
-        await self._run("-m", "serving.cli.main", "deploy", "--address", self.address)
+        await self._run("-m", "serving.cli.main", "deploy", "--prepared-nodes", "--address", self.address)
 
     async def slots(self) -> int:
         """Slots of all replicas that the router knows; 0 while it does not answer."""
@@ -142,7 +142,7 @@ class System:
     async def _start(self) -> None:
         layout = self.layout
         said = await self._run("-m", "serving.haproxy", str(self._folder / "haproxy"))
-        self._environment |= dict(line.split("=", 1) for line in said.splitlines() if line.startswith("RAY_"))
+        self._environment |= dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
         # Several nodes' HAProxies are on one machine here, and callers reach any of them at one port.
         self._environment["SERVE_SOCKET_REUSE_PORT_ENABLED"] = "1"
         windows = ("--context", str(layout.context), "--codec-context", str(layout.codec_context))

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from websockets.asyncio.client import connect
 
 from serving import guard
-from serving.guard import WebSocketGuard, guard_environment, middlewares
+from serving.guard import WebSocketGuard, guard_environment, middlewares, require_guard
 
 Inner = Callable[[Scope, Receive, Send], Any]
 
@@ -109,6 +109,18 @@ def test_serve_finds_it_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> N
     (middleware,) = middlewares()
     assert middleware.cls is WebSocketGuard
     assert middleware.kwargs == {"receive_bytes_per_s": 5000.0, "stalled_s": 3.0}
+
+
+def test_who_was_not_given_it_does_not_answer_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = guard_environment(5000, 3.0)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    require_guard()
+    for name in environment:
+        with monkeypatch.context() as without:
+            without.delenv(name)
+            with pytest.raises(RuntimeError, match=rf"lacks {name}: start its Ray with"):
+                require_guard()
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.haproxy import bundled_haproxy, haproxy_environment, health_environment
+from serving.haproxy import bundled_haproxy, haproxy_environment, health_environment, node_environment
+from serving.settings import ServeSettings
 
 
 @pytest.fixture
@@ -123,6 +124,7 @@ def test_a_nodes_environment_can_be_had_on_the_command_line(tmp_path: Path) -> N
     )
     said = dict(line.split("=", 1) for line in run.stdout.splitlines())
     assert said["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert said.items() >= node_environment(ServeSettings()).items()  # so that `deploy` need not give it to each worker
     assert said["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(folder.resolve() / "haproxy")
     assert os.access(folder / "haproxy", os.X_OK)
     assert folder.stat().st_mode & 0o077 == 0  # its control socket is nobody else's
