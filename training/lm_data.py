@@ -86,6 +86,8 @@ class EncodedDialogues:
         if not paths:
             raise FileNotFoundError(f"{folder} has no {side} dialogues: run `python -m training.codes` first")
         self.items = [item for path in paths for item in _items(load_file(path))]
+        self.readings = [item for item in self.items if item.reading]
+        self.dialogues = [item for item in self.items if not item.reading] or self.readings
         stored = load_file(folder / "voices.safetensors")
         self.silence = tuple(stored["silence"].tolist())
         self.sine = tuple(stored["sine"].tolist())
@@ -148,6 +150,7 @@ class Drawing:
     hide: float = 0.0  # of all codes
     deaf: float = 0.0  # of the time, to itself
     far: float = 1.0  # of the frames, whose codes behind the first NEAR are learnt, too
+    readings: float = 0.0  # of the sequences, where there are any
     weights: Weights = field(default_factory=Weights)
 
 
@@ -191,8 +194,9 @@ def collate(sequences: list[Sequence], config: LMConfig, how: Drawing, rng: np.r
 def draw(data: EncodedDialogues, config: LMConfig, how: Drawing, rng: np.random.Generator) -> LMBatch:
     """A training batch: random dialogues, each behind one of its voice's prompts."""
     sequences = []
-    for index in rng.integers(len(data.items), size=how.batch):
-        item = data.items[int(index)]
+    for _ in range(how.batch):
+        own = data.readings if data.readings and rng.random() < how.readings else data.dialogues
+        item = own[int(rng.integers(len(own)))]
         prompts = data.prompts[item.voice]
         voice = prompts[int(rng.integers(len(prompts)))]
         sequences.append(columns_of(config, item, voice, data.silence, data.sine, how.weights))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
@@ -161,6 +161,21 @@ class TestTraining:
         batch = draw(data, TINY, Drawing(batch=3, part=2, longest=64), np.random.default_rng(0))
         assert [part.columns.shape for part in batch.parts] == [(2, 29, 17), (1, 29, 17)]
         assert batch.totals.tolist() == pytest.approx([3 * (6 + 6 * 0.3), 3 * 12])
+
+    def test_readings_are_a_share_of_what_is_drawn(self, codes: Path) -> None:
+        shard = load_file(codes / "train-000.safetensors")
+        save_file({**shard, "readings": torch.tensor([True, False])}, codes / "train-001.safetensors")
+        data = EncodedDialogues(codes, "train")
+        assert (len(data.dialogues), len(data.readings)) == (3, 1)
+
+        def share(readings: float) -> float:
+            batch = draw(data, TINY, Drawing(400, 400, 64, readings=readings), np.random.default_rng(0))
+            # Of a reading the words are not learnt as text: it counts less.
+            counts = batch.parts[0].weights[:, 0].view(400, -1).sum(1)
+            return float((counts < counts.max() - 1).float().mean())
+
+        assert share(0.0) == 0.0
+        assert 0.2 < share(0.3) < 0.4
 
     def test_two_dialogues_are_learnt_by_heart(
         self, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
