@@ -151,6 +151,7 @@ class Drawing:
     deaf: float = 0.0  # of the time, to itself
     far: float = 1.0  # of the frames, whose codes behind the first NEAR are learnt, too
     readings: float = 0.0  # of the sequences, where there are any
+    late: float = 0.0  # of the sequences begin behind no prompt, as it is when a conversation has outlived the window
     weights: Weights = field(default_factory=Weights)
 
 
@@ -191,6 +192,15 @@ def collate(sequences: list[Sequence], config: LMConfig, how: Drawing, rng: np.r
     return LMPart(*(torch.from_numpy(values) for values in tensors))
 
 
+def begun_late(columns: Codes, counted: npt.NDArray[np.float32], rng: np.random.Generator) -> Sequence:
+    """A sequence from somewhere in its first live half on; what it is about has to be heard before anything counts."""
+    live = int(counted.any(axis=1).argmax())
+    start = int(rng.integers(live, live + max(1, (len(columns) - live) // 2)))
+    counts = counted[start:].copy()
+    counts[:SPELL_FRAMES] = 0.0
+    return columns[start:], counts
+
+
 def draw(data: EncodedDialogues, config: LMConfig, how: Drawing, rng: np.random.Generator) -> LMBatch:
     """A training batch: random dialogues, each behind one of its voice's prompts."""
     sequences = []
@@ -199,7 +209,8 @@ def draw(data: EncodedDialogues, config: LMConfig, how: Drawing, rng: np.random.
         item = own[int(rng.integers(len(own)))]
         prompts = data.prompts[item.voice]
         voice = prompts[int(rng.integers(len(prompts)))]
-        sequences.append(columns_of(config, item, voice, data.silence, data.sine, how.weights))
+        sequence = columns_of(config, item, voice, data.silence, data.sine, how.weights)
+        sequences.append(begun_late(*sequence, rng) if rng.random() < how.late else sequence)
     spans = [sequences[first : first + how.part] for first in range(0, how.batch, how.part)]
     parts = [collate(span, config, how, rng) for span in spans]
     counted = torch.cat([part.weights for part in parts])

@@ -19,7 +19,7 @@ from models.voices import VoicePrompt
 from training import lm
 from training.folders import Log
 from training.kokoro import Word
-from training.lm_data import Drawing, EncodedDialogues, Item, LMPart, Weights, collate, columns_of, draw
+from training.lm_data import Drawing, EncodedDialogues, Item, LMPart, Weights, begun_late, collate, columns_of, draw
 from training.lm_forward import initialise
 from training.piece import Piece
 from training.state import load_state
@@ -129,6 +129,16 @@ class TestColumns:
         assert (live[:, 1:9].all(dim=1) == live[:, 1:9].any(dim=1)).all(), "all codes or none"
         assert 0.3 < float(live[:, 1].float().mean()) < 0.7
         assert int((live[1:, 1] != live[:-1, 1]).sum()) < 2000 / 20, "spells, not frames"
+
+    def test_some_begin_behind_no_prompt_and_listen_first(self) -> None:
+        columns, counted = columns_of(TINY, item(200), VOICE, SILENCE, SINE, Weights())
+        for seed in range(20):
+            late, counts = begun_late(columns, counted, np.random.default_rng(seed))
+            assert 100 <= len(late) <= 200, "of its first half, and nothing of the prompt"
+            assert (late == columns[-len(late) :]).all()
+            assert not counts[:38].any()
+            assert (counts[38:] == counted[-len(late) + 38 :]).all()
+            assert counted[-len(late) :].any(axis=1).all(), "what was handed in stays as it was"
 
     def test_far_codes_are_learnt_at_some_frames(self) -> None:
         assert collated(400, longest=800).chosen.all()
