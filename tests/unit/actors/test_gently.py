@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,19 @@ def test_the_result_and_the_error_come_back() -> None:
         gently(lambda: 1 // 0)
 
 
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """What was frozen here may be garbage for the tests that come after."""
+    yield
+    gc.unfreeze()
+
+
 def test_it_is_not_interrupted_to_search_for_garbage_and_everybody_else_is_again() -> None:
     assert gc.isenabled()
-    assert not gently(gc.isenabled)
+    before = gc.get_freeze_count()
+    loaded = gently(lambda: [[] for _ in range(1000)] if not gc.isenabled() else [])
     assert gc.isenabled()
+    assert gc.get_freeze_count() >= before + len(loaded) > before, "what it has loaded is not searched later"
     with pytest.raises(ZeroDivisionError):
         gently(lambda: 1 // 0)
     assert gc.isenabled()
