@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ray
 
-from actors.promptly import behind_frames
 from actors.stage_config import StageConfig, StageDescription
 from actors.stage_shell import StageShell
 from graphs.stages import ConverseReply, ConverseStage, Past, PromptInfo, SessionSpec, StageBatch
@@ -18,7 +17,6 @@ class EngineShell(StageShell[ConverseStage]):
             return build_engine(config)
 
         super().__init__(config, build)
-        self._reading = False  # prompts and pasts, beside the frames or without any
 
     @ray.method
     def open(
@@ -30,15 +28,11 @@ class EngineShell(StageShell[ConverseStage]):
         past: Past | None = None,
         tenant: str | None = None,
     ) -> PromptInfo:
-        self._reading = True
         return self._stage.open(session, epoch, slot, spec, past, tenant)
 
     @ray.method
     def step(self, batch: StageBatch) -> ConverseReply:
-        with behind_frames(self._reading):
-            reply = self._stage.step(batch)
-        self._reading = reply.pending > 0
-        return reply
+        return self._stage.step(batch)
 
 
 EngineActor = ray.remote(EngineShell)

@@ -50,9 +50,15 @@ class CodecHandle(Protocol):
 
     def step(self, batch: StageBatch) -> Awaitable[StageReply]: ...
 
-    def rebuild(self, budget_s: float) -> Awaitable[RebuildReply]: ...
+    def rebuild(self, budget_s: float, *, behind: bool) -> Awaitable[RebuildReply]:
+        """behind: it goes behind frames, as no frame waits for it, until `hurry`."""
+        ...
 
     def close(self, session: str, epoch: int) -> Awaitable[None]: ...
+
+    def hurry(self) -> None:
+        """A frame waits for what it is at: see actors.precedence."""
+        ...
 
 
 class ConverseHandle(Protocol):
@@ -71,6 +77,10 @@ class ConverseHandle(Protocol):
     def step(self, batch: StageBatch) -> Awaitable[ConverseReply]: ...
 
     def close(self, session: str, epoch: int) -> Awaitable[None]: ...
+
+    def hurry(self) -> None:
+        """As a CodecHandle's."""
+        ...
 
 
 class FrameMetrics(Protocol):
@@ -109,8 +119,9 @@ class ReplicaSettings:
     frames_in_flight: int = 25  # and afterwards: 2 s, as much as the gates can replay
     stage_timeout_s: float = 20.0  # a call that takes longer is a death; a first step may still warm up a GPU
     receptive_s: float = RECEPTIVE_S  # of PCM and codes kept in each journal
-    # What a codec may work on a rebuild at a time, out of the 80 ms of the frames that wait behind it ...
-    rebuild_live_s: float = 0.015
+    # What a codec may work on a rebuild at a time, out of the 80 ms of the frames that wait behind it: a tenth, as what
+    # the engine reads beside frames or between them (graphs.prefill_budget) ...
+    rebuild_live_s: float = 0.008
     rebuild_idle_s: float = 0.25  # ... and where no frames can wait
     resume_grace_s: float = 30.0  # how long a slot without a trunk waits for its client's resume token
     move_every_s: float = 1.0  # how often an ingress is asked again to take a conversation elsewhere

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 NICENESS = -10  # ten times the weight of an ordinary thread, by Linux' table
@@ -43,23 +41,6 @@ def promptly(*, spins: bool = False) -> bool:
         except ProcessLookupError:  # it has ended meanwhile
             continue
     return raised
-
-
-@contextmanager
-def behind_frames(long: bool = True) -> Iterator[None]:
-    """For what such a process does between frames, or with one, when it is `long`: reading prompts, rebuilding calls.
-
-    Real time knows no shares: tens of milliseconds of that on each core, and every conversation's frames would wait for
-    it. So this thread goes by its niceness meanwhile, before newcomers and behind frames.
-    """
-    if not long or sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_RR:
-        yield
-        return
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REAL_TIME))
 
 
 def _raise(thread: int, spins: bool) -> bool:

@@ -21,18 +21,21 @@ import socket
 import struct
 import sys
 import tempfile
+import threading
 import traceback
 from collections import deque
 from pathlib import Path
 from typing import Any, cast
 
 from actors.errors import ServingError
+from actors.precedence import Precedence
 
 log = logging.getLogger(__name__)
 
 METHODS = frozenset({"open", "step", "rebuild", "close", "clear", "describe"})
 LONGEST_PATH_BYTES = 100  # of a socket; Linux takes 107, macOS 103
 _LENGTH = struct.Struct("!Q")
+_THREAD = struct.Struct("!Q")  # the first that a stage says: which of its threads answers
 _DONE, _REFUSED, _FAILED = range(3)
 
 # Sampling lives in models.config, of whose classes none does more than hold values.
@@ -71,6 +74,8 @@ class StageServer:
         self.close()  # nobody else comes
         with connection, connection.makefile("rb") as calls:
             _check_user(connection)
+            if not _said(connection, _THREAD.pack(threading.get_native_id())):
+                return
             while True:
                 head = calls.read(_LENGTH.size)
                 if len(head) < _LENGTH.size:
@@ -79,10 +84,8 @@ class StageServer:
                 call = calls.read(length)
                 if len(call) < length:
                     return
-                try:
-                    connection.sendall(self._answer(call))
-                except ConnectionError:
-                    return  # the caller has gone, and nobody waits for what it asked
+                if not _said(connection, self._answer(call)):
+                    return
 
     def close(self) -> None:
         """Takes no caller any more. Twice is once."""
@@ -108,6 +111,7 @@ class StageLink(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._waiting: deque[asyncio.Future[Any]] = deque()  # in the order of their calls
         self._arrived = bytearray()
+        self._precedence: Precedence | None = None  # none until the stage has said who answers
         self._gone: StageGone | None = None
 
     @classmethod
@@ -116,16 +120,30 @@ class StageLink(asyncio.Protocol):
         _, link = await asyncio.get_running_loop().create_unix_connection(cls, address)
         return link
 
-    async def call(self, method: str, *arguments: object) -> Any:
+    async def call(self, method: str, *arguments: object, behind: bool = False) -> Any:
         """What the stage's method returned. Raises its ServingErrors as they are, and StageGone for whatever else it
-        raised, and when it is gone. Cancelled, the call is made all the same, and its answer dropped."""
+        raised, and when it is gone. Cancelled, the call is made all the same, and its answer dropped.
+
+        behind: it goes behind frames until `hurry` says that one waits for it.
+        """
         if self._gone is not None:
             raise self._gone
         assert self._transport is not None
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if behind and self._precedence is not None:
+            self._precedence.behind()
         self._transport.write(_framed((method, arguments)))
         self._waiting.append(future)
-        return await future
+        try:
+            return await future
+        finally:
+            if behind:
+                self.hurry()
+
+    def hurry(self) -> None:
+        """A frame waits for what the stage is at."""
+        if self._precedence is not None:
+            self._precedence.first()
 
     def close(self) -> None:
         """Speak to it no more; the stage's `serve` returns. Who waits for an answer is told that it is gone."""
@@ -139,6 +157,10 @@ class StageLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._arrived += data
+        if self._precedence is None and len(self._arrived) >= _THREAD.size:
+            (thread,) = _THREAD.unpack_from(self._arrived)
+            del self._arrived[: _THREAD.size]
+            self._precedence = Precedence(self._peer(), thread)
         while len(self._arrived) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._arrived)
             end = _LENGTH.size + length
@@ -152,6 +174,12 @@ class StageLink(asyncio.Protocol):
         self._gone = StageGone(f"The stage's process has gone{f': {exc}' if exc else ''}.")
         while self._waiting:
             _settle(self._waiting.popleft(), self._gone)
+
+    def _peer(self) -> int:
+        """The stage's process, as this one sees it; 0 where the kernel does not say."""
+        assert self._transport is not None
+        connection = self._transport.get_extra_info("socket")
+        return _credentials(connection)[0] if sys.platform == "linux" else 0
 
     def _take(self, answer: bytes) -> None:
         future = self._waiting.popleft()
@@ -203,10 +231,26 @@ def _private_folder() -> str:
     return tempfile.mkdtemp(prefix="stage-", dir="/tmp")
 
 
+def _said(connection: socket.socket, message: bytes) -> bool:
+    """Whether anybody was there to hear it: nobody waits for what a caller asked who has gone."""
+    try:
+        connection.sendall(message)
+    except ConnectionError:
+        return False
+    return True
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """Process, user and group of the other end, as Linux knows them."""
+    process, user, group = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
+    return process, user, group
+
+
 def _check_user(connection: socket.socket) -> None:
     """Raises PermissionError unless the other end runs as this process's user, where the kernel says so."""
     if sys.platform == "linux":
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, user, _ = struct.unpack("3i", credentials)
+        _, user, _ = _credentials(connection)
         if user != os.geteuid():
             raise PermissionError(f"user {user} has connected to a stage of user {os.geteuid()}")

@@ -6,6 +6,7 @@ while a stage is at the batch before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -52,6 +53,8 @@ class StageLoops:
         self._settings, self._clock, self._metrics, self._overload = settings, clock, metrics, overload
         self._heard, self._encoded, self._spoken = FrameQueue(), FrameQueue(), FrameQueue()
         self._pending = 0  # what the engine said it has still to read
+        # From when on a stage works on pasts although frames wait.
+        self._next_piece_s = {"encoder": -math.inf, "decoder": -math.inf}
 
     # ---- the loop ----------------------------------------------------------------------------------------
 
@@ -63,7 +66,8 @@ class StageLoops:
                 for flight, codes in self._answers("encoder", flights, reply):
                     flight.row = flight.user_codes = codes
                     self._encoded.put(flight)
-            await self._rebuild("encoder", self._stages.encoder)
+                    self._stages.converse.hurry()
+            await self._rebuild("encoder", self._stages.encoder, self._heard)
 
     async def converse(self) -> None:
         while True:
@@ -77,6 +81,7 @@ class StageLoops:
                 flight.journal_row, flight.next_column = reply.journal[i].copy(), reply.next_columns[i].copy()
                 flight.first_row = int(reply.first_rows[i])
                 self._spoken.put(flight)
+                self._stages.decoder.hurry()
             # After the answers: a frame that had to wait goes on with the reply that says so.
             self._book.prompts(reply.ready, reply.failed)
             self._pending = reply.pending
@@ -90,16 +95,18 @@ class StageLoops:
                 reply = await self._stages.call("decoder", self._stages.decoder.step, batch_of(flights, 8))
                 for flight, pcm in self._answers("decoder", flights, reply):
                     self._emit(flight, pcm)
-            await self._rebuild("decoder", self._stages.decoder)
+            await self._rebuild("decoder", self._stages.decoder, self._spoken)
 
-    async def _rebuild(self, stage: str, codec: CodecHandle) -> None:
-        """A piece of what calls with a past wait for. After every batch, so that there is progress; and no longer than
-        the frames that come meanwhile can wait."""
-        if not self._rebuilding(stage):
+    async def _rebuild(self, stage: str, codec: CodecHandle, frames: FrameQueue) -> None:
+        """A piece of what calls with a past wait for, no longer than the frames that come meanwhile can wait. Where
+        some wait already, one piece a frame's time, so that there is progress."""
+        now_s, waits = self._clock.now(), len(frames) > 0
+        if not self._rebuilding(stage) or (waits and now_s < self._next_piece_s[stage]):
             return
+        self._next_piece_s[stage] = now_s + FRAME_S
         live = any(call.ready is not None for call in self._book)
         budget_s = self._settings.rebuild_live_s if live else self._settings.rebuild_idle_s
-        reply = await self._stages.call(stage, codec.rebuild, budget_s)
+        reply = await self._stages.call(stage, codec.rebuild, budget_s, behind=not waits)
         self._book.rebuilt(stage, reply.ready)
 
     def _emit(self, flight: Flight, pcm: Rows) -> None:
@@ -136,6 +143,7 @@ class StageLoops:
     def hear(self, flight: Flight) -> None:
         """A frame of the user, to be answered."""
         self._heard.put(flight)
+        self._stages.encoder.hurry()
 
     def work_waits(self) -> None:
         """Wakes the loops: a call has opened, with a prompt to read and perhaps a past to rebuild."""

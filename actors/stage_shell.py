@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import ray
 
 from actors.gently import gently
-from actors.promptly import behind_frames, promptly
+from actors.promptly import promptly
 from actors.stage_config import StageConfig, StageDescription
 from actors.stage_link import StageServer
 from graphs.stages import CodecPast, CodecStage, ConverseStage, RebuildReply, StageBatch, StageReply
@@ -68,5 +68,4 @@ class CodecShell(StageShell[CodecStage]):
 
     @ray.method
     def rebuild(self, budget_s: float) -> RebuildReply:
-        with behind_frames():
-            return self._stage.rebuild(budget_s)
+        return self._stage.rebuild(budget_s)

@@ -94,9 +94,15 @@ class _Remote:
         assert isinstance(self.actor, ActorHandle)  # said to the type checker, for which a handle is its class as well
         ray.kill(self.actor)
 
-    async def _call(self, method: str, *arguments: object) -> Any:
+    def hurry(self) -> None:
+        """A frame waits for what the stage is at. By way of Ray nothing is known of its thread, and it goes first
+        always."""
         if self._link is not None:
-            return await self._link.call(method, *arguments)
+            self._link.hurry()
+
+    async def _call(self, method: str, *arguments: object, behind: bool = False) -> Any:
+        if self._link is not None:
+            return await self._link.call(method, *arguments, behind=behind)
         return await answer(getattr(self.actor, method).remote(*arguments))
 
 
@@ -111,8 +117,8 @@ class CodecRemote(_Remote):
         reply: StageReply = await self._call("step", batch)
         return reply
 
-    async def rebuild(self, budget_s: float) -> RebuildReply:
-        reply: RebuildReply = await self._call("rebuild", budget_s)
+    async def rebuild(self, budget_s: float, *, behind: bool) -> RebuildReply:
+        reply: RebuildReply = await self._call("rebuild", budget_s, behind=behind)
         return reply
 
 
@@ -132,7 +138,7 @@ class ConverseRemote(_Remote):
         return prompt
 
     async def step(self, batch: StageBatch) -> ConverseReply:
-        reply: ConverseReply = await self._call("step", batch)
+        reply: ConverseReply = await self._call("step", batch, behind=len(batch.data) == 0)
         return reply
 
 

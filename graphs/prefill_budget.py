@@ -14,6 +14,10 @@ from graphs.kv_cache import round_up
 from models.config import FRAME_MS
 
 STEP_MS = 0.35 * FRAME_MS  # two steps are 56 ms; encode, decode and the batching window have the other 24
+# Of that, what live frames wait for rows that are not theirs: beside their own, and in the step that is running when
+# they come. A GPU, which reads its weights once for all of them, has a whole tile done in that. On a CPU rows cost the
+# same between frames as beside them, and between frames nobody waits for most of them.
+OTHERS_MS = 0.1 * FRAME_MS
 LEAST_ROWS = 8  # a prompt always advances, or an overloaded engine would never let anybody in
 _MEMORY = 0.2  # weight of the newest measurement: five steps back counts for a third
 
@@ -21,13 +25,21 @@ _MEMORY = 0.2  # weight of the newest measurement: five steps back counts for a 
 class PrefillBudget:
     """Learns what live rows and prefill rows cost; answers with a number of rows. One engine, one thread.
 
-    tile: the most rows a step can take. step_ms: how long a step with live rows may become.
-    clock: monotonic seconds.
+    tile: the most rows a step can take. step_ms: how long a step with live rows may become, and others_ms: how much
+    of that its prefill rows may take. clock: monotonic seconds.
     """
 
-    def __init__(self, tile: int, *, step_ms: float = STEP_MS, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        tile: int,
+        *,
+        step_ms: float = STEP_MS,
+        others_ms: float = OTHERS_MS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.tile = tile
         self.step_ms = step_ms
+        self.others_ms = others_ms
         self.clock = clock
         self._live_ms: dict[int, float] = {}  # live rows, in fours → ms of a step without prefill
         self._row_ms: float | None = None
@@ -36,23 +48,27 @@ class PrefillBudget:
         """Prefill rows for a step with `live` live rows.
 
         anybody_live: whether a conversation could send a frame while the step runs; if none can, nothing waits.
-        left_ms: what remains until the step has to be done, where the caller knows better than `step_ms`.
+        left_ms: what remains until the step has to be done, where the caller knows better than the two limits.
         """
         if not anybody_live:
             return self.tile
         if self._row_ms is None:
             return min(LEAST_ROWS, self.tile)
-        spare_ms = (self.step_ms if left_ms is None else left_ms) - self._expected_ms(live)
+        expected_ms = self._expected_ms(live)
+        spare_ms = min(self.step_ms - expected_ms, self.others_ms) if left_ms is None else left_ms - expected_ms
         affordable = int(max(0.0, spare_ms) / max(self._row_ms, 1e-6))
         return min(self.tile, max(LEAST_ROWS, affordable // ROW_PAD * ROW_PAD))
 
     def note(self, live: int, prefill: int, took_ms: float) -> None:
-        """A step of `live` and `prefill` rows took so long."""
+        """A step of `live` and `prefill` rows took so long. One without live rows goes behind all frames of this
+        machine and may have stood there: it can only show that rows cost less."""
         if prefill == 0:
             key = _in_fours(live)
             self._live_ms[key] = _blend(self._live_ms.get(key), took_ms)
         elif prefill >= LEAST_ROWS:
             row_ms = max(0.0, took_ms - self._expected_ms(live)) / prefill
+            if live == 0 and self._row_ms is not None and row_ms > self._row_ms:
+                return
             # Slow steps are believed at once, fast ones only after a while: a missed deadline is heard. But not more
             # than twice as slow: once, that may have been anything.
             if self._row_ms is None or row_ms > self._row_ms:

@@ -197,6 +197,8 @@ class Handle:
         self.calls: list[str] = []
         self.batches: list[StageBatch] = []
         self.errors: dict[str, Exception] = {}
+        self.behind: bool | None = None  # how its last rebuild was to go
+        self.hurried = 0
         self._pauses: dict[tuple[str, str], Pause] = {}
         self._turns = turns
         self._lock = asyncio.Lock()
@@ -229,8 +231,12 @@ class Handle:
     async def close(self, session: str, epoch: int) -> None:
         await self._do("close", session, epoch)
 
-    async def rebuild(self, budget_s: float) -> Any:
+    async def rebuild(self, budget_s: float, *, behind: bool) -> Any:
+        self.behind = behind
         return await self._do("rebuild", budget_s)
+
+    def hurry(self) -> None:
+        self.hurried += 1
 
     async def step(self, batch: StageBatch) -> Any:
         self.batches.append(batch)

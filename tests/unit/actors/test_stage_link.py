@@ -227,6 +227,7 @@ async def test_bytes_that_would_call_something_are_not_read(nasty: bytes) -> Non
     async with serving(stage) as server:
         caller = socket.socket(socket.AF_UNIX)
         caller.connect(server.address)
+        assert struct.unpack("!Q", caller.recv(8, socket.MSG_WAITALL)) != (0,), "which thread answers"
         caller.sendall(struct.pack("!Q", len(nasty)) + nasty)
         (length,) = struct.unpack("!Q", caller.recv(8, socket.MSG_WAITALL))
         _, why = pickle.loads(caller.recv(length, socket.MSG_WAITALL))
