@@ -24,10 +24,11 @@ from loadtest.chaos.call_verdict import Reference, judge_call
 from loadtest.chaos.caller import GRACE_S, Caller, CallLog
 from loadtest.chaos.gaps import gaps
 from loadtest.chaos.journals import AdminClient, Seen, look_until, watch
+from loadtest.chaos.mending import until_survivable
 from loadtest.chaos.plain import PlainCaller
 from loadtest.chaos.plan import RECOVERY_S, STRIKES, gap_limit_s, kinds, spread, strike_times_s
 from loadtest.chaos.pulse import Pulse, longest_s, wake_first
-from loadtest.chaos.strikes import Missed, Striker
+from loadtest.chaos.strikes import Striker
 from loadtest.chaos.system import System, SystemBroken
 from loadtest.chaos.verdict import Verdict, struck_at
 from loadtest.speech import FRAME_S
@@ -104,7 +105,8 @@ async def struck(
                 for due_s, kind in zip(times_s, cycle(kinds(scenario)), strict=False):
                     await asyncio.sleep(max(start_s + due_s, free_s) - time.monotonic())
                     if (former, kind) != ("deploy", "deploy"):  # one on top of another still replaces one at a time
-                        await _until_mended(system, kind, talk.seen, start_s + order.seconds - 1.0)
+                        until_s = start_s + order.seconds - 1.0
+                        await until_survivable(system, talk.admin, kind, talk.seen, until_s, say)
                     former = kind
                     now_s = time.monotonic()
                     free_s = now_s + RECOVERY_S
@@ -218,17 +220,6 @@ async def _to_the_end(talk: _Talk, order: Order, strikes: Awaitable[None]) -> Co
         )
     )
     return Conversations([caller.log for caller in talk.callers], talk.seen, talk.pulse)
-
-
-async def _until_mended(system: System, kind: str, seen: Sequence[Seen], until_s: float) -> None:
-    """A reserve of one replica is kept, not of two, and nothing survives the loss of slot and journal at once: the next
-    strike comes when the last one is mended. `until_s`: of our monotonic clock."""
-    if not await system.whole(max(0.0, until_s - time.monotonic())):
-        raise Missed("what was struck before was not replaced in time; give it more --seconds")
-    while kind == "node" and not all(each.apart for each in seen):
-        if time.monotonic() >= until_s:
-            raise Missed("some calls still had slot and journal on one node; give it more --seconds")
-        await asyncio.sleep(_LOOK_S)
 
 
 async def _until_room(admin: AdminClient, slots: int) -> None:
