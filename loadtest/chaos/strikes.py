@@ -20,7 +20,7 @@ HEAD_AWAY_S = 4.0
 _QUESTIONS = 12  # the proxy asks the idler of two ingresses, so perhaps never the other one
 SHRUNK_S = 3.0  # by then Serve has chosen who goes
 
-REPLICA, INGRESS = "ray::ServeReplica:personaplex:PersonaPlexReplica", "ray::ServeReplica:personaplex:Ingress"
+_REPLICA, _INGRESS = "ray::ServeReplica:personaplex:PersonaPlexReplica", "ray::ServeReplica:personaplex:Ingress"
 _STAGES = {"engine": "ray::EngineShell", "encoder": "ray::EncoderShell", "decoder": "ray::DecoderShell"}
 
 
@@ -43,7 +43,7 @@ class Striker:
     async def strike(self, scenario: str) -> str:
         """Strikes once and returns what was hit. What mends it afterwards goes on by itself. Raises Missed."""
         strikes: dict[str, Callable[[], Awaitable[str]]] = {
-            "replica": lambda: self._kill_beside_calls("replica", REPLICA),
+            "replica": lambda: self._kill_beside_calls("replica", _REPLICA),
             "ingress": self._ingress,
             "router": lambda: self._kill_any("router", "ray::RouterShell"),
             "controller": lambda: self._kill_any("controller", "ray::ServeController"),
@@ -65,7 +65,7 @@ class Striker:
 
     async def _kill_beside_calls(self, what: str, title: str) -> str:
         node, calls = await self._busy_node()
-        process = self._one(titled(node, title), what)
+        process = self._one(_titled(node, title), what)
         os.kill(process, signal.SIGKILL)
         return f"{what} (process {process}) on node {node['index']}, {calls}"
 
@@ -78,7 +78,7 @@ class Striker:
         """One that carries calls: after the first death everybody is at the other one, and the next would hit nobody.
         Asked for its calls, each answers for itself, and which one answers is the proxy's choice."""
         left = sum(1 for _ in self._homes())
-        carried = dict.fromkeys(await self._processes(INGRESS), -1)  # -1: it has not answered
+        carried = dict.fromkeys(await self._processes(_INGRESS), -1)  # -1: it has not answered
         for _ in range(_QUESTIONS):
             answer = await self._admin.conversations()
             if int(answer["process"]) in carried:
@@ -134,7 +134,7 @@ class Striker:
         return "everything is rolled out anew"
 
     async def _partition(self) -> str:
-        node, calls = await self._busy_node(without=INGRESS)
+        node, calls = await self._busy_node(without=_INGRESS)
         index = node["index"]
         await self._system.tell("freeze", index=index)
 
@@ -147,9 +147,9 @@ class Striker:
 
     async def _busy_node(self, without: str | None = None) -> tuple[Node, str]:
         """A node whose replica holds calls, and how many; on which none of `without` runs."""
-        nodes = [node for node in await self._system.tell("nodes") if titled(node, REPLICA)]
+        nodes = [node for node in await self._system.tell("nodes") if _titled(node, _REPLICA)]
         if without is not None:
-            nodes = [node for node in nodes if not titled(node, without)]
+            nodes = [node for node in nodes if not _titled(node, without)]
         where = {str(each["replica"]): str(each["node"]) for each in await self._admin.replicas()}
         calls = Counter(where.get(replica) for replica in self._homes())
         busy = [node for node in nodes if calls[node["id"]]]
@@ -157,7 +157,7 @@ class Striker:
         return node, f"{calls[node['id']]} calls"
 
     async def _processes(self, title: str) -> list[int]:
-        return [process for node in await self._system.tell("nodes") for process in titled(node, title)]
+        return [process for node in await self._system.tell("nodes") for process in _titled(node, title)]
 
     def _one(self, found: list[Any], what: str) -> Any:
         if not found:
@@ -171,6 +171,6 @@ class Striker:
         self._mending.add(asyncio.create_task(run()))
 
 
-def titled(node: Node, title: str) -> list[int]:
+def _titled(node: Node, title: str) -> list[int]:
     """Processes of that title; what an actor is doing may stand behind it, after a dot."""
     return sorted(int(process) for process, shown in node["workers"].items() if shown.split(".")[0] == title)

@@ -15,7 +15,6 @@ from loadtest.chaos.strikes import Missed
 from loadtest.chaos.system import System
 
 CALLS = 8
-INGRESS = "ray::ServeReplica:personaplex:Ingress"
 
 
 def replica(busy: int = 0, free: int = 0, **more: Any) -> dict[str, Any]:
@@ -23,27 +22,21 @@ def replica(busy: int = 0, free: int = 0, **more: Any) -> dict[str, Any]:
 
 
 class Scene:
-    """Three nodes with a replica of four slots each, eight calls on two of them, and ingresses on two."""
+    """Three nodes with a replica of four slots each, eight calls on two of them."""
 
     def __init__(self) -> None:
         self.replicas_now = [replica(busy=4), replica(busy=4), replica(free=4)]
         self.seen = [Seen() for _ in range(CALLS)]
         self.said: list[str] = []
-        self.carried, self.ingress_nodes, self.all_there, self.away = 3, 2, True, False
+        self.all_there, self.away = True, False
 
     async def whole(self, within_s: float) -> bool:
         return self.all_there
-
-    async def tell(self, do: str) -> list[dict[str, Any]]:
-        return [{"workers": {"1": INGRESS}} for _ in range(self.ingress_nodes)] + [{"workers": {"2": "ray::IDLE"}}]
 
     async def replicas(self) -> list[dict[str, Any]]:
         if self.away:
             raise httpx.ConnectError("nobody there")
         return self.replicas_now
-
-    async def conversations(self) -> dict[str, Any]:
-        return {"data": [{}] * self.carried}
 
     async def wait(self, kind: str, within_s: float = 300.0) -> None:
         system, admin = cast(System, self), cast(AdminClient, self)
@@ -112,14 +105,6 @@ async def test_a_node_is_struck_when_every_call_is_apart() -> None:
     assert scene.said == ["the next strike waits: some calls still had slot and journal on one node"]
     scene.seen[1].apart = True
     await asyncio.wait_for(waiting, 30)
-
-
-@pytest.mark.parametrize("alone", [{"carried": CALLS}, {"ingress_nodes": 1}])
-async def test_a_node_is_struck_when_another_has_an_ingress(alone: dict[str, int]) -> None:
-    scene = Scene()
-    scene.__dict__.update(alone)
-    with pytest.raises(Missed, match="second ingress"):
-        await scene.wait("node", 0.0)
 
 
 async def test_what_was_lacking_is_said() -> None:
