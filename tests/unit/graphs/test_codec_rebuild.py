@@ -132,6 +132,7 @@ class SlowLane:
 
     def __init__(self) -> None:
         self.now_s = 0.0
+        self.turns_s = 0.0  # of others, for which a call has to wait
         self.calls: list[list[int]] = []  # a frame of some slots
         self.heard: list[bool] = []
 
@@ -140,7 +141,7 @@ class SlowLane:
         assert data.shape[1] <= self.run_most
         self.calls += [list(slots)] * data.shape[1]
         self.heard += [outputs] * data.shape[1]
-        self.now_s += 0.010 * data.shape[1] * len({slot // 4 for slot in slots})
+        self.now_s += 0.010 * data.shape[1] * len({slot // 4 for slot in slots}) + self.turns_s
 
 
 @pytest.mark.parametrize(("budget_s", "most_s"), [(0.0, 0.010), (0.015, 0.010), (0.025, 0.020), (0.25, 0.25)])
@@ -156,6 +157,21 @@ def test_a_call_keeps_to_its_budget(budget_s: float, most_s: float) -> None:
         rebuild.run(budget_s)
         assert lane.now_s - before <= most_s + 1e-9
     assert sum(map(len, lane.calls)) == 12 * 9
+
+
+def test_what_stood_behind_others_frames_is_not_taken_for_work() -> None:
+    lane = SlowLane()
+    rebuild = LaneRebuild(lane, clock=lambda: lane.now_s)  # type: ignore[arg-type]  # as above
+    rebuild.begin(0, CodecPast(SPEECH[:27], 27))
+    rebuild.run(0.0)
+    lane.turns_s = 0.020
+    for piece in range(1, 4):
+        rebuild.run(0.025)
+        assert len(lane.calls) == 1 + 2 * piece, "two frames fit, whatever it waited for before; and no more are begun"
+    lane.turns_s = 1.0
+    for _ in range(3):
+        rebuild.run(0.025)
+    assert len(lane.calls) < 1 + 2 * 6, "what is always so is what it takes"
 
 
 def test_neighbours_of_a_group_advance_together() -> None:
