@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 NICENESS = -10  # ten times the weight of an ordinary thread, by Linux' table
+LAST = 5  # as what loads: actors.gently
 REAL_TIME = 1  # the lowest priority there is of real time: watchdogs and the kernel's own threads still go first
 
 
@@ -41,6 +42,27 @@ def promptly(*, spins: bool = False) -> bool:
         except ProcessLookupError:  # it has ended meanwhile
             continue
     return raised
+
+
+def at_leisure(process: int) -> None:
+    """For a process that carries frames no more and is about to end, this one or another of this user: all its threads
+    take their turns again, behind others'.
+
+    The last of a process's threads gives its memory back, which takes a stage 46 to 84 ms of a core, by its own
+    priority: all frames of a machine with two cores wait while three stages of a replica that has moved out end.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        threads = [int(thread.name) for thread in Path(f"/proc/{process}/task").iterdir()]
+    except OSError:  # it has ended
+        return
+    for thread in threads:
+        try:
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, thread, max(LAST, os.getpriority(os.PRIO_PROCESS, thread)))
+        except OSError:  # this one has ended, or is none of ours
+            continue
 
 
 def _raise(thread: int, spins: bool) -> bool:

@@ -29,6 +29,7 @@ from typing import Any, cast
 
 from actors.errors import ServingError
 from actors.precedence import Precedence
+from actors.promptly import at_leisure
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +148,12 @@ class StageLink(asyncio.Protocol):
 
     def close(self) -> None:
         """Speak to it no more; the stage's `serve` returns. Who waits for an answer is told that it is gone."""
-        if self._transport is not None:
-            self._transport.abort()
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._precedence = None  # a call that ends with this raises nobody any more
+        if (process := self._peer()) != os.getpid():
+            at_leisure(process)
+        self._transport.abort()
 
     # asyncio.Protocol
 

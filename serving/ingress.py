@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import ray
 from fastapi import FastAPI
 from ray import serve
 
 from actors.journal import FRAMES_PER_S
-from actors.promptly import promptly
+from actors.promptly import at_leisure, promptly
 from serving.admin import admin_routes
 from serving.api import IngressParts, build_api
 from serving.guard import require_guard
@@ -67,3 +68,4 @@ class Ingress:
         await self._hub.close()
         await self._trunks.close()
         await asyncio.to_thread(self._telemetry.close)
+        at_leisure(os.getpid())

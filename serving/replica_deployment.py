@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import ray
 from ray import serve
 
 from actors.interfaces import ReplicaSettings
 from actors.journal import FRAMES_PER_S
-from actors.promptly import promptly
+from actors.promptly import at_leisure, promptly
 from actors.replica import Replica
 from actors.stage_config import StageConfig
 from actors.stages_actor import ActorOptions, StageActors
@@ -93,6 +94,7 @@ class PersonaPlexReplica:
             self._stages.kill()
         if hasattr(self, "_telemetry"):
             await asyncio.to_thread(self._telemetry.close)
+        at_leisure(os.getpid())
 
 
 def _stage(plan: Plan, threads: int) -> StageConfig:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from actors.precedence import Precedence
-from actors.promptly import NICENESS
-from actors.stage_link import StageLink
+from actors.promptly import LAST, NICENESS, at_leisure
+from actors.stage_link import StageGone, StageLink
 from graphs.stages import FrameKey, StageBatch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux a thread has a priority of its own")
@@ -116,6 +116,28 @@ def test_one_that_has_died_troubles_nobody() -> None:
         precedence = Precedence(process.pid, int(said(process)))
     precedence.behind()
     precedence.first()
+
+
+def test_a_process_that_is_about_to_end_stands_last() -> None:
+    with running(THREAD.replace("SPINS", "False")) as process:
+        thread = int(said(process))
+        at_leisure(process.pid)
+        assert standing(thread) == (os.SCHED_OTHER, LAST)
+        at_leisure(process.pid)
+        assert standing(thread) == (os.SCHED_OTHER, LAST)
+    at_leisure(process.pid)  # nor does it matter that it is gone
+
+
+async def test_a_stage_that_is_left_in_the_middle_of_a_piece_stands_last() -> None:
+    with running(STAGE) as process:
+        link = await StageLink.to(said(process))
+        await link.call("step", StageBatch((), np.zeros((0, 8), np.int16)))
+        piece = asyncio.create_task(link.call("rebuild", 0.1, behind=True))
+        assert await asyncio.to_thread(said, process) == "at it"
+        link.close()
+        with pytest.raises(StageGone):
+            await piece
+        assert standing(process.pid) == (os.SCHED_OTHER, LAST), "and the end of its call has not raised it again"
 
 
 async def test_a_piece_goes_behind_frames_until_one_waits_for_it() -> None:
