@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from uuid import uuid4
 
 from actors.interfaces import Clock
 from actors.messages import OpenRequest
@@ -90,11 +91,11 @@ class Holding:
     ) -> Grant:
         """A slot in place of the one there may be. Raises what RouterPort.acquire raises."""
         await self._undone()
-        request = replace(self._ask(wait_s, avoid, recovery, deaths), unreachable=unreachable)
+        request = replace(self._ask(wait_s, avoid), recovery=recovery, deaths=deaths, unreachable=unreachable)
         try:
             grant = await self._router.acquire(request)
         except asyncio.CancelledError:
-            self._forget(self._highest)
+            self._forget()
             raise
         self.epoch = self._highest = grant.epoch
         self._prepared = None
@@ -104,11 +105,11 @@ class Holding:
         """A second slot, on another replica; with `apart` on another node than ours. Raises what RouterPort.prepare
         raises."""
         await self._undone()
-        request = self._ask(wait_s, avoid, recovery=False, deaths=0)
+        request = self._ask(wait_s, avoid)
         try:
             grant = await self._router.prepare(replace(request, apart=apart))
         except asyncio.CancelledError:
-            self._forget(self._highest)
+            self._forget()
             raise
         self._prepared = self._highest = grant.epoch
         return grant
@@ -141,7 +142,9 @@ class Holding:
         When it is cancelled nothing is undone: the slot goes on waiting, and its router lets the serial be used again
         if its replica has not heard of the new owner within a lease.
         """
-        request = ResumeRequest(self.session, serial, self.tenant.name, self._place.ingress, self._place.node)
+        request = ResumeRequest(
+            self.session, serial, self.tenant.name, self._place.ingress, self._place.node, attempt=uuid4().hex
+        )
         grant = await self._router.resume(request)
         self.epoch = self._highest = grant.epoch
         self.serial = grant.serial
@@ -174,7 +177,7 @@ class Holding:
             home.leave("nobody came back for it")  # whoever did has a higher epoch, and does not notice
             await self.give_back(opened=True)
 
-    def _ask(self, wait_s: float, avoid: tuple[str, ...], recovery: bool, deaths: int) -> AcquireRequest:
+    def _ask(self, wait_s: float, avoid: tuple[str, ...]) -> AcquireRequest:
         return AcquireRequest(
             session=self.session,
             tenant=self.tenant.name,
@@ -182,16 +185,16 @@ class Holding:
             ingress=self._place.ingress,
             ingress_node=self._place.node,
             wait_s=wait_s,
-            after_epoch=self._highest if recovery else self.epoch,
+            # Not the one in force: a new router knows of no prepared slot that came to nothing but from us.
+            after_epoch=self._highest,
             avoid=avoid,
-            recovery=recovery,
-            deaths=deaths,
             resumable=self.resumable,
             serial=self.serial,
         )
 
-    def _forget(self, after_epoch: int) -> None:
-        self._undoing = self._later(self._router.abandon(self.session, after_epoch))
+    def _forget(self) -> None:
+        """What was just asked for is not wanted any more, granted or not."""
+        self._undoing = self._later(self._router.abandon(self.session, self._highest))
 
     async def _undone(self) -> None:
         if self._undoing is not None:

@@ -36,13 +36,19 @@ class SessionRouter:
     """Grants slots, renews leases from reports, reconciles what replicas hold with what was granted."""
 
     def __init__(
-        self, config: RouterConfig, clock: Callable[[], float] = time.monotonic, incarnation: str = "router"
+        self,
+        config: RouterConfig,
+        clock: Callable[[], float] = time.monotonic,
+        incarnation: str = "router",
+        *,
+        epochs_before: int = 0,
     ) -> None:
+        """`epochs_before`: higher than any epoch that a former router can have given."""
         self.config = config
         self.incarnation = incarnation
         self._clock = clock
         self._settled_at_s = clock() + config.settle_s
-        self._leases = LeaseTable(config.lease_s, config.move_s)
+        self._leases = LeaseTable(config.lease_s, config.move_s, epochs_before=epochs_before)
         self._fleet = Fleet(self._leases, config)
         self._desk = SlotDesk(config, self._leases, self._fleet, clock, self._settled_at_s)
         self._news = asyncio.Event()  # set, and replaced, when a replica has reported
@@ -97,7 +103,9 @@ class SessionRouter:
         await self._settled(request.session, 1)
         await self._arrived(request.session)
         try:
-            lease = self._leases.resume(request.session, request.serial, request.tenant, request.ingress, self._clock())
+            lease = self._leases.resume(
+                request.session, request.serial, request.tenant, request.ingress, self._clock(), request.attempt
+            )
         except EpochConflict as error:
             raise StaleEpoch("This resume token has been used.", "Use the newest one.") from error
         except NotHeld as error:
@@ -123,11 +131,12 @@ class SessionRouter:
         self._desk.serve()
 
     def abandon(self, session: str, ingress: str, after_epoch: int = 0) -> None:
-        """Forget what an ingress asked for without learning the answer: its place in the line, or what it was granted
-        beyond `after_epoch`."""
+        """Forget what an ingress asked for, naming `after_epoch`, without learning the answer: its place in the line,
+        or what it was granted. By that epoch exactly: if it resumed the conversation meanwhile, it keeps that."""
         self._desk.dismiss(session, ingress, after_epoch)
         for lease in (self._leases.pending(session), self._leases.get(session)):
-            if lease is not None and lease.owner == ingress and lease.epoch > after_epoch:
+            asked = lease is not None and (lease.owner, lease.after_epoch) == (ingress, after_epoch)
+            if lease is not None and asked and lease.epoch > after_epoch:
                 self._leases.release(session, lease.epoch, ingress, self._clock(), opened=lease.confirmed)
         self._desk.serve()
 

@@ -54,7 +54,8 @@ class RouterShell:
 
     def __init__(self, config: RouterConfig) -> None:
         log_from(config.log_level)
-        self._router = SessionRouter(config, incarnation=uuid4().hex[:8])
+        # Milliseconds since 1970: nobody is given an epoch a millisecond, so no former router has come so far.
+        self._router = SessionRouter(config, incarnation=uuid4().hex[:8], epochs_before=time.time_ns() // 1_000_000)
         self._ticking: asyncio.Task[None] | None = None
         promptly()
 

@@ -26,7 +26,7 @@ class RouterConfig:
 
 @dataclass(frozen=True, slots=True)
 class AcquireRequest:
-    """Ask for a slot. `after_epoch` is the epoch the caller believes in force: 0 for a new conversation."""
+    """Ask for a slot. `after_epoch` is the highest epoch that the caller was given: 0 for a new conversation."""
 
     session: str
     tenant: str
@@ -53,6 +53,7 @@ class ResumeRequest:
     tenant: str
     ingress: str
     ingress_node: str
+    attempt: str = ""  # the same in each repetition of one request, and in no other request
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +162,8 @@ class RouterPort(Protocol):
         `opened` False: its replica was never asked. Never raises."""
 
     async def abandon(self, session: str, after_epoch: int = 0) -> None:
-        """Forget an `acquire` or `prepare` whose answer is not wanted any more: its place in the queue, and what it
-        was granted beyond `after_epoch`. Never raises."""
+        """Forget an `acquire` or `prepare` whose answer is not wanted any more, by the `after_epoch` that it named: its
+        place in the queue, and what it was granted. Never raises."""
 
     async def locate(self, session: str) -> Grant | None:
         """Where a conversation lives now."""

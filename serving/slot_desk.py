@@ -81,9 +81,9 @@ class SlotDesk:
                 return
 
     def dismiss(self, session: str, ingress: str, after_epoch: int) -> None:
-        """Forget that this ingress waits with this session, if it does."""
+        """Forget that this ingress waits with this session, as it asked naming `after_epoch`, if it does."""
         waiter = self._line.get(session)
-        if waiter is not None and waiter.request.ingress == ingress and waiter.request.after_epoch >= after_epoch:
+        if waiter is not None and (waiter.request.ingress, waiter.request.after_epoch) == (ingress, after_epoch):
             self._dismiss(waiter, NoCapacity("The caller gave up."))
 
     def _admit(self, request: AcquireRequest, *, room: bool) -> None:

@@ -29,6 +29,7 @@ class World:
     def __init__(self, config: RouterConfig) -> None:
         self.config = config
         self.clock = FakeClock()
+        self.lives = 1  # of routers
         self.router = self._new_router()
         self.nodes: dict[str, Node] = {}
         self.talks: dict[str, Talk] = {}
@@ -37,7 +38,7 @@ class World:
         self.count = 0
 
     def _new_router(self) -> SessionRouter:
-        return SessionRouter(self.config, self.clock.now)
+        return SessionRouter(self.config, self.clock.now, epochs_before=self.lives * 1_000_000)
 
     # ---- what happens to machines -----------------------------------------------------------------------------
 
@@ -63,6 +64,7 @@ class World:
         await settle(TURNS)
 
     async def restart_router(self) -> None:
+        self.lives += 1
         self.router = self._new_router()
 
     async def lose_ingress(self, ingress: str) -> None:

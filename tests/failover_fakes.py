@@ -63,7 +63,7 @@ class CountingRouter:
         self.requests.append(request)
         await self._pass()
         lease = self.leases.get(request.session)
-        if lease is None or lease.owner != request.ingress or lease.epoch != request.after_epoch:
+        if lease is None or lease.owner != request.ingress or request.after_epoch < lease.epoch:
             raise StaleEpoch("Not yours to move.")
         pending = self._place(request, lease.replica)
         self.pending[request.session] = pending

@@ -30,7 +30,7 @@ class NotHeld(LeaseError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who asks for a slot, and how. `after_epoch` is the epoch that the owner believes in force."""
+    """Who asks for a slot, and how. `after_epoch` is the highest epoch that the owner was ever given."""
 
     session: str
     tenant: str
@@ -64,6 +64,7 @@ class Lease:
     confirmed: bool = False  # its replica has reported it: from then on it lives and ends with those reports
     live_s: float | None = None  # since when its replica reports it as live
     former_epoch: int | None = None  # resumed, and its replica has yet to learn it: it reports this epoch or a later
+    attempt: str = ""  # which of its owner's attempts to resume it was granted
     former_owner: str = ""  # whose it was then: until the replica has learnt of the next one, the journal is there
 
     @property

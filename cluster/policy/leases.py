@@ -21,21 +21,20 @@ from cluster.policy.quarantine import on_probation
 
 __all__ = ["Claim", "EpochConflict", "Lease", "LeaseTable", "NotHeld", "Reported"]
 
-# A former router may have given a conversation epochs, for moves that came to nothing, which no replica reports. The
-# owner names the highest it was given; whoever resumes cannot know it, and skips more than anybody is ever given.
-EPOCHS_UNHEARD_OF = 1000
-
 
 class LeaseTable:
     """All leases of a cluster. It alone counts who holds what; time is an argument, in seconds of any clock."""
 
-    def __init__(self, lease_s: float, move_s: float = 60.0) -> None:
+    def __init__(self, lease_s: float, move_s: float = 60.0, *, epochs_before: int = 0) -> None:
+        """`epochs_before`: higher than any epoch that a former table can have given: it may have given some, for moves
+        and resumes that came to nothing, of which no replica and not every owner knows."""
         self.lease_s = lease_s
         self.move_s = move_s
         self._active: dict[str, Lease] = {}
         self._pending: dict[str, Lease] = {}
         self._ended_slots = EndedSlots(lease_s)
         self._highest: dict[str, int] = {}  # the highest epoch ever given to a session
+        self._unknown_up_to = epochs_before  # given to sessions of which this table does not know all, or not any more
         self._past: dict[str, tuple[Lease, float]] = {}  # ended sessions: the last lease, until when to remember it
         self._index = LeaseIndex()  # of active and pending ones
         self._heard_s: dict[str, float] = {}  # when each replica last reported: what its leases live by
@@ -151,32 +150,36 @@ class LeaseTable:
         # Whoever moves goes over once the next home has the whole journal; its report says so only later.
         return self._promote(pending, now_s if pending.live_s is None else pending.live_s)
 
-    def resume(self, session: str, serial: int, tenant: str, owner: str, now_s: float) -> Lease:
+    def resume(self, session: str, serial: int, tenant: str, owner: str, now_s: float, attempt: str = "") -> Lease:
         """The same slot for a new owner under the next epoch and serial; a move under way is given up.
 
         Raises NotHeld when the tenant has no such session, EpochConflict when the serial is not the one in force. A
         serial whose use has not reached the replica within a lease may be used again: its user has gone since. However
         often that happens, what its client may hold, the serial it came with or the next one, goes on being good.
+
+        The same `attempt` asked again is told the same; another one of the same owner, whose client came back twice
+        within that time, takes its place under an epoch of its own.
         """
         lease = self._active.get(session)
         if lease is None or lease.tenant != tenant:
             raise NotHeld(f"{tenant} has no session {session}")
         again = lease.serial == serial + 1
         unseen = again and lease.former_epoch is not None  # by the replica
-        if unseen and not lease.unproven and lease.owner == owner:
+        if unseen and not lease.unproven and (lease.owner, lease.attempt) == (owner, attempt):
             return lease  # asked again
-        expired = unseen and lease.granted_s + self.lease_s <= now_s
-        if lease.serial != serial and not expired and not (again and lease.unproven):
+        replaced = unseen and (lease.owner == owner or lease.granted_s + self.lease_s <= now_s)
+        if lease.serial != serial and not replaced and not (again and lease.unproven):
             raise EpochConflict(session, serial, lease.serial)
         self._end(self._pending.get(session), now_s)
+        epoch = self._next_epoch(session, lease.epoch)
         self._remove(lease)
-        epoch = self._highest[session] + (EPOCHS_UNHEARD_OF if lease.adopted else 1)
         former_epoch = lease.epoch if lease.former_epoch is None else lease.former_epoch
         # after_epoch: the former owner may be the same ingress, and nothing that it asks for as such counts any more.
         former_owner = lease.owner if lease.former_epoch is None else lease.former_owner
         taken = replace(
             lease, epoch=epoch, owner=owner, serial=serial + 1, unproven=False, granted_s=now_s,
             after_epoch=epoch, former_epoch=former_epoch, former_owner=former_owner, adopted=False,
+            attempt=attempt,
         )  # fmt: skip
         return self._insert(self._active, taken)
 
@@ -252,7 +255,8 @@ class LeaseTable:
             self._lose(lease, now_s, silent=True)
         self._index.changed(*self._ended_slots.expire(now_s))
         for session in [session for session, (_, until_s) in self._past.items() if until_s <= now_s]:
-            del self._past[session], self._highest[session]
+            del self._past[session]
+            self._unknown_up_to = max(self._unknown_up_to, self._highest.pop(session))
         return ran_out
 
     # ---- how it is kept ---------------------------------------------------------------------------------------
@@ -261,8 +265,15 @@ class LeaseTable:
         lease = self._active.get(session)
         return lease if lease is not None or session not in self._past else self._past[session][0]
 
+    def _next_epoch(self, session: str, after_epoch: int) -> int:
+        """One that nobody has been given, whoever gave: see docs/decisions/routing.md, "No epoch twice"."""
+        highest, last = self._highest.get(session, 0), self._last(session)
+        if after_epoch > highest or (last is not None and last.adopted):
+            highest = max(highest, after_epoch, self._unknown_up_to)
+        return highest + 1
+
     def _next(self, claim: Claim, replica: str, now_s: float) -> Lease:
-        epoch = max(self._highest.get(claim.session, 0), claim.after_epoch) + 1
+        epoch = self._next_epoch(claim.session, claim.after_epoch)
         last = self._last(claim.session)
         # A resume that came to nothing has used a serial up: its client may have learnt of either.
         serial = claim.serial if last is None else max(claim.serial, last.serial)
@@ -303,7 +314,8 @@ class LeaseTable:
         live_s = now_s if slot.live else None
         lease = Lease(
             slot.session, slot.epoch, slot.tenant, slot.owner, replica, now_s, slot.epoch,
-            rebuilt=not slot.live, serial=slot.serial, adopted=True, confirmed=True, live_s=live_s,
+            rebuilt=not slot.live, serial=slot.serial, adopted=revived is None or revived.adopted, confirmed=True,
+            live_s=live_s,
         )  # fmt: skip
         self._insert(self._active, lease)
         return True

@@ -19,7 +19,7 @@ class Stage:
     def __init__(self, config: RouterConfig | None = None) -> None:
         self.now_s = 0.0
         self.config = config or RouterConfig(lease_s=LEASE_S, settle_s=0.0)
-        self.router = SessionRouter(self.config, lambda: self.now_s)
+        self.router = SessionRouter(self.config, lambda: self.now_s, epochs_before=1000)
         self.held: dict[str, dict[str, tuple[int, bool]]] = {}
         self.slots: dict[str, int] = {}
         self.owners: dict[str, str] = {}

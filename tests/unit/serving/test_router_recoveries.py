@@ -141,11 +141,11 @@ async def test_a_replica_that_has_fallen_silent_is_given_nobody_before_its_lease
 async def test_a_conversation_the_router_never_heard_of_goes_on_from_the_epoch_that_its_ingress_knows() -> None:
     stage = Stage(RouterConfig(lease_s=LEASE_S, settle_s=1.0))
     stage.start("r2")
-    recovery = asyncio.create_task(stage.router.acquire(ask("a", after_epoch=7, recovery=True)))
+    recovery = asyncio.create_task(stage.router.acquire(ask("a", after_epoch=1007, recovery=True)))
     await settle()
     assert not recovery.done()  # its replica may be about to report
     stage.pass_s(1.0)
-    assert (await recovery).epoch == 8
+    assert (await recovery).epoch == 1008
 
 
 async def test_a_recovery_counts_from_the_highest_epoch_either_side_knows(stage: Stage) -> None:
@@ -153,8 +153,8 @@ async def test_a_recovery_counts_from_the_highest_epoch_either_side_knows(stage:
     stage.held["zombie"]["a"] = (3, True)
     stage.report("zombie")  # adopted by a router that has just started
     stage.start("r2")
-    grant = await stage.router.acquire(ask("a", after_epoch=5, recovery=True, avoid=("zombie",)))
-    assert (grant.replica, grant.epoch) == ("r2", 6)
+    grant = await stage.router.acquire(ask("a", after_epoch=1005, recovery=True, avoid=("zombie",)))
+    assert (grant.replica, grant.epoch) == ("r2", 1006)
     assert stage.report("zombie") == (("a", 3),)
 
 
