@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from dataclasses import dataclass
 
 from actors.errors import NoCapacity
@@ -43,7 +42,6 @@ class SlotTable:
         self._free = list(range(slots))  # a heap; a sorted list is one
         self._held: dict[int, SlotLease] = {}
         self._by_session: dict[str, SlotLease] = {}
-        self._by_tenant: Counter[str] = Counter()
         self._serial = 0
 
     @property
@@ -66,7 +64,6 @@ class SlotTable:
         lease = SlotLease(heapq.heappop(self._free), session, epoch, tenant, self._serial)
         self._held[lease.slot] = lease
         self._by_session[session] = lease
-        self._by_tenant[tenant] += 1
         return lease
 
     def release(self, lease: SlotLease) -> None:
@@ -77,21 +74,11 @@ class SlotTable:
             raise NotHeld(f"session {lease.session} at epoch {lease.epoch} gave back slot {lease.slot}, which {now}")
         del self._held[lease.slot]
         del self._by_session[lease.session]
-        self._by_tenant[lease.tenant] -= 1
-        if not self._by_tenant[lease.tenant]:
-            del self._by_tenant[lease.tenant]  # tenants come and go; a zero each would pile up
         heapq.heappush(self._free, lease.slot)
 
     def holder(self, slot: int) -> SlotLease | None:
         return self._held.get(slot)
 
-    def of_session(self, session: str) -> SlotLease | None:
-        return self._by_session.get(session)
-
     def leases(self) -> tuple[SlotLease, ...]:
         """All leases in force, by slot."""
         return tuple(self._held[slot] for slot in sorted(self._held))
-
-    def by_tenant(self) -> dict[str, int]:
-        """How many slots each tenant holds; tenants with none are absent."""
-        return dict(self._by_tenant)

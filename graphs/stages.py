@@ -7,7 +7,6 @@ is refused with the number it needs. That, and the epoch, is what makes a retry 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -206,9 +205,3 @@ class ConverseStage(Protocol):
 def empty_batch(width: int) -> StageBatch:
     """A batch of no entries, for a stage whose rows are `width` wide."""
     return StageBatch((), np.zeros((0, width), dtype=np.int16))
-
-
-def reply_all(keys: Sequence[FrameKey], verdict: Verdict, width: int) -> StageReply:
-    """The same verdict for every entry, with rows of zeros."""
-    n = len(keys)
-    return StageReply(tuple(keys), (verdict,) * n, (0,) * n, np.zeros((n, width), dtype=np.int16))

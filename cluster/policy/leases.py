@@ -5,8 +5,8 @@ replica. `commit` makes the pending one active. Should the active one end withou
 takes its place.
 
 A lease that ended is *quarantined* for one more lease: its replica may be cut off and still speaking, or not have
-heard yet, so the slot is not given away until that replica's own clock must have ended it too, or the replica itself
-says that the slot is free. docs/decisions/routing.md says more.
+heard yet, so the slot is not given away until the replica itself says that it is free, or has been silent for so long
+that the router gives nobody to it at all. docs/decisions/routing.md says more.
 """
 
 from __future__ import annotations
