@@ -28,21 +28,13 @@ class Caller:
         return Recording.of(self.name, speech[: int(min(seconds * RATE, len(speech)))])
 
 
+_TEACHER = "You are a wise and friendly teacher. Answer questions or provide advice in a clear and engaging way."
+_FRIEND = "You enjoy having a good conversation."
+
+# Prompts that the published model was trained with, and that the demo model knows word for word.
 CALLERS = (
-    Caller(
-        "kitchen",
-        "You work for Brightwell Plumbing and your name is Nora. Information: visits are possible on weekdays "
-        "from eight to six; a visit costs 45 dollars, repairs come on top. Ask for the address before you confirm.",
-    ),
-    Caller(
-        "library",
-        "You work at the desk of the Elm Street library and your name is Peter. Information: a late book costs "
-        "20 cents a day, at most four dollars; a loan can be extended once, by two weeks.",
-    ),
-    Caller(
-        "physics",
-        "You are a patient teacher of physics. Explain with examples from daily life, in short sentences, and "
-        "ask now and then whether it has become clear.",
-    ),
-    Caller("evening", "You enjoy having a good conversation."),
+    Caller("sky", _TEACHER),
+    Caller("exam", _TEACHER),
+    Caller("supper", _FRIEND),
+    Caller("evening", _FRIEND),
 )

@@ -73,10 +73,9 @@ def test_it_says_how_it_wants_to_be_sampled(state: Path) -> None:
 
 def test_it_suggests_the_roles_it_learnt(state: Path) -> None:
     run(state)
-    cafe, teacher, friend = load_checkpoint(state / "out", parts=frozenset()).roles
-    assert (cafe.name, teacher.name, friend.name) == ("Café", "Teacher", "Good conversation")
-    assert "coffee shop" in cafe.text
-    assert "Information:" in cafe.text
+    teacher, friend = load_checkpoint(state / "out", parts=frozenset()).roles
+    assert (teacher.name, friend.name) == ("Teacher", "Good conversation")
+    assert teacher.text.startswith("You are a wise and friendly teacher.")
     assert friend.text == "You enjoy having a good conversation."
 
 
