@@ -1,8 +1,8 @@
 """Dialogues in which nobody but the agent speaks: it reads sentences aloud. Pure and seeded, as `training.script`.
 
 From them a voice learns to say words in all sorts of company, where dialogues teach when to say what. Three sentences
-of four are of the roles: half of those lines, an agent's or a user's, filled anew, half a name that dialogues hold out,
-in a sentence of no role: who is to call a shop by its name must have said its words before. The others are made of word
+of four are of the roles: lines, an agent's or a user's, filled anew, and for `Plan.names` of them a name that dialogues hold
+out, in a sentence of no role: who is to call a shop by its name must have said its words before. The others are made of word
 lists and mean little. Their words are not learnt as text: nobody could tell which comes next.
 """
 
@@ -25,7 +25,6 @@ _T = TypeVar("_T")
 ROLE = "reader"
 SENTENCES = 9
 _OWN_LINES, _OF_ONE_ROLE = 0.75, 0.9
-_LACKING = 0.5  # of these have a name that no dialogue has
 _LONGEST_WORD = 8  # letters: longer ones are rarely said
 _WORD_LISTS = {"noun": "nounlist.txt", "adjective": "adjectivelist.txt", "verb": "verblist.txt"}
 _PLAIN = re.compile(r"[a-z]+")
@@ -46,7 +45,7 @@ def write_reading(plan: Plan, index: int) -> Script:
 
 def _sentence(plan: Plan, rng: np.random.Generator) -> str:
     if rng.random() < _OWN_LINES:
-        if rng.random() < _LACKING and _lacking(plan.roles):
+        if rng.random() < plan.names and _lacking(plan.roles):
             return fill(_any_of(_raw()["names"], rng), {"name": _any_of(_lacking(plan.roles), rng)})
         role = load_role(_any_of(plan.roles, rng))
         line = _any_of(_lines_of(role.name) if rng.random() < _OF_ONE_ROLE else _shared_lines(), rng)

@@ -99,6 +99,7 @@ class Plan:
     agent_voices: int = 4
     user_voices: int = 6
     readings: bool = False  # no dialogues, but `training.readings`
+    names: float = 0.5  # of what readings have of the roles: names that dialogues hold out
 
 
 def write_script(plan: Plan, split: Split, index: int) -> Script:
