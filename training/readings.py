@@ -1,9 +1,9 @@
 """Dialogues in which nobody but the agent speaks: it reads sentences aloud. Pure and seeded, as `training.script`.
 
 From them a voice learns to say words in all sorts of company, where dialogues teach when to say what. Three sentences
-of four are of the roles: lines, an agent's or a user's, filled anew, and for `Plan.names` of them a name that dialogues hold
-out, in a sentence of no role: who is to call a shop by its name must have said its words before. The others are made of word
-lists and mean little. Their words are not learnt as text: nobody could tell which comes next.
+of four are of the roles: lines, an agent's or a user's, filled anew, and for `Plan.names` of them a name that dialogues
+hold out, in a sentence of no role: who is to call a shop by its name must have said its words before. The others are
+made of word lists and mean little. Their words are not learnt as text: nobody could tell which comes next.
 """
 
 from __future__ import annotations
