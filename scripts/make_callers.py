@@ -28,24 +28,30 @@ FOLDER = Path(__file__).parents[1] / "loadtest" / "data"
 
 # A voice, then what is said (text) and for how long nothing is (seconds).
 CALLERS: dict[str, tuple[str, tuple[str | float, ...]]] = {
-    "sky": (
-        "af_sarah",
-        ("I always wondered why the sky looks blue.", 8.0,
-         "I see. And how do airplanes fly?", 8.0, "Thanks, that helps.", 3.0),
-    ),
-    "exam": (
-        "am_adam",
-        ("My exam is tomorrow, and I'm scared.", 7.5, "How can I learn faster?", 7.5, "Thank you very much.", 3.0),
-    ),
-    "supper": (
-        "bf_alice",
-        ("I'm hungry, what should I eat?", 5.0, "What music do you like?", 5.0, "I slept so badly last night.", 5.0),
-    ),
-    "evening": (
-        "am_echo",
-        ("It's raining, and I'm so bored.", 5.0,
-         "What are you doing this weekend?", 5.0, "Guess what, it's my birthday.", 5.0),
-    ),
+    "sky": ("af_sarah", (
+        "Hi there.", 3.4,
+        "I always wondered why the sky looks blue.", 7.5,
+        "I see. And how do airplanes fly?", 7.5,
+        "Thanks, that helps.", 2.0,
+    )),
+    "exam": ("am_adam", (
+        "Hello.", 3.4,
+        "My exam is tomorrow, and I'm scared.", 7.5,
+        "How can I learn faster?", 7.5,
+        "Thank you very much.", 3.0,
+    )),
+    "supper": ("bf_alice", (
+        "Hi.", 3.4,
+        "I'm hungry, what should I eat?", 5.0,
+        "What music do you like?", 5.0,
+        "I slept so badly last night.", 5.0,
+    )),
+    "evening": ("am_echo", (
+        "Hello.", 3.4,
+        "It's raining, and I'm so bored.", 5.0,
+        "What are you doing this weekend?", 5.0,
+        "Guess what, it's my birthday.", 5.0,
+    )),
 }  # fmt: skip
 
 

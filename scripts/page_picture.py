@@ -17,7 +17,7 @@ from loadtest.callers import CALLERS
 from loadtest.speech import write_wav
 from tests.browser import find_chromium, open_page
 
-TALK_S = 9.0
+TALK_S = 15.0
 WIDTH, HEIGHT = 1180, 870
 
 
