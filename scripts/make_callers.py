@@ -17,14 +17,13 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from training.kokoro import Kokoro
+from models.config import FRAME_SAMPLES
+from training.kokoro import RATE, Kokoro
 
-RATE = 24_000
-FRAME_SAMPLES = 1_920
 LEAD_IN_S = 0.6
 PEAK = 0.56
-ROOM_NOISE = 3e-4  # digital silence between sentences is something no microphone sends
 FOLDER = Path(__file__).parents[1] / "loadtest" / "data"
+ROOM_NOISE = 3e-4  # digital silence between sentences is something no microphone sends
 
 # A voice, then what is said (text) and for how long nothing is (seconds).
 CALLERS: dict[str, tuple[str, tuple[str | float, ...]]] = {

@@ -23,7 +23,9 @@ app = typer.Typer(
 
 Minutes = Annotated[float, typer.Option(help="Length of this piece in minutes; 0: until the stage is done.")]
 Dialogues = Annotated[int, typer.Option(help="How many dialogues of the plan.")]
-PlanName = Annotated[str, typer.Option(help="first (4 voices, 3 roles), roles (all roles), wide (all) or readings.")]
+PlanName = Annotated[
+    str, typer.Option(help="first (4 voices, 3 roles), roles (all roles), wide (all), readings or counter.")
+]
 Threads = Annotated[int, typer.Option(help="Threads on a CPU.")]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ from models.voices import write_codes
 from training import codec_model, lm
 from training.codes import load_codec
 from training.folders import state_folder
-from training.plans import PLANS, script_of
+from training.roles import fill, load_role
 from training.script import AGENT_VOICES, VOICE_NAMES
 
 # Shown by every page and command that shows this model.
@@ -91,14 +90,8 @@ def export(lm_folder: Path, codec_folder: Path, codes: Path, out: Path, card: Pa
 
 
 def suggested_roles() -> list[dict[str, str]]:
-    """What a chooser offers: of each role the first agent that learnt it, facts included."""
-    found: dict[str, str] = {}
-    for index in itertools.count():
-        script = script_of(PLANS["first"], "train", index)
-        found.setdefault(script.role, script.prompt)
-        if found.keys() >= ROLES.keys():
-            return [{"name": name, "text": found[role]} for role, name in ROLES.items()]
-    raise AssertionError("a plan's roles come up")
+    """What a chooser offers. Raises KeyError for a role whose prompt has slots: it has no one text."""
+    return [{"name": name, "text": fill(load_role(role).prompt, {})} for role, name in ROLES.items()]
 
 
 def learnt_voices(codes: Path) -> list[int]:
