@@ -17,8 +17,8 @@ from training.kokoro import RATE
 from training.timeline import Placed, Timeline
 
 SHARE = 0.3  # of the pauses that are long enough
-_SHORTEST_S, _LONGEST_S = 0.7, 2.0  # a pause
-_GAP_S = (0.25, 0.5)  # the agent takes it for an end, and answers as it would
+_SHORTEST_S, _LONGEST_S = 0.5, 2.0  # a pause
+_GAP_S = (0.2, 0.45)  # the agent takes it for an end, and answers as it would
 _YIELD_S = (0.16, 0.4)
 
 

@@ -7,7 +7,7 @@ from training.roles import Split, role_names
 from training.script import AGENT_VOICES, USER_VOICES, Plan, Script, write_script
 
 PLANS = {
-    "first": Plan(user_voices=len(USER_VOICES)),
+    "first": Plan(user_voices=10),
     "roles": Plan(seed=7, roles=role_names(), user_voices=len(USER_VOICES)),  # all roles, still in four voices
     "wide": Plan(seed=6, roles=role_names(), agent_voices=len(AGENT_VOICES), user_voices=len(USER_VOICES)),
     "readings": Plan(seed=8, readings=True),  # of the roles of `first`

@@ -44,6 +44,7 @@ VOICE_NAMES = {
     "af_nicole": "VARF0", "af_bella": "VARF1", "bm_lewis": "VARM0", "am_puck": "VARM1",
 }  # fmt: skip
 DIALOGUES_PER_INSTANCE = 4  # the agent's answers are synthesised once for all of them
+YIELD_S = (0.06, 0.18)  # how soon an interrupted agent stops: whoever hears the interruption stops at once
 LIVE_S = 42.0  # a script ends at about this length, by its own estimate of 2.6 words a second
 
 
@@ -53,7 +54,7 @@ class Turn:
 
     gap_s counts from the end of what was said before (negative: overlap). For an interruption or a backchannel
     `at` is where in the other's last turn it begins, as a fraction of that turn's duration; an interrupted agent
-    goes silent `yield_s` later, at a word's end.
+    goes silent about `yield_s` later.
     """
 
     speaker: Speaker
@@ -213,7 +214,7 @@ class _Writer:
                 (self._line("user", "interrupt"),),
                 kind="interruption",
                 at=float(self._rng.uniform(0.25, 0.75)),
-                yield_s=float(self._rng.uniform(0.16, 0.4)),
+                yield_s=float(self._rng.uniform(*YIELD_S)),
             )
         )
         if self._chance(0.35):

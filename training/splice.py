@@ -29,6 +29,7 @@ from training.codes import Coded, load_codec, save_whole, shard_of
 from training.false_starts import false_starts
 from training.folders import state_folder
 from training.kokoro import RATE, Utterance, Word
+from training.lateness import missed, waits
 from training.pieces import VARIANTS, Codes, Piece, Pieces, Said, between, encode_missing, played
 from training.plans import PLANS, held_out_of, script_of
 from training.readings import ROLE as READER
@@ -38,6 +39,7 @@ from training.text_stream import text_stream
 from training.timeline import Placed, Timeline, lay_out
 
 _PER_SHARD = 500
+_ANOTHER = 100  # between the seeds of two passes: plans' own are smaller
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,18 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
     noise = codec.between[user]
     table[:, USER] = noise[(np.arange(frames) + int(rng.integers(len(noise)))) % len(noise)]
     spoken: list[Word] = []
+    laid: dict[Placed, tuple[int, int]] = {}
     for item in sorted(timeline.placed, key=lambda item: (item.speaker != "aside", item.start)):
         variant = user if item.speaker == "user" else int(rng.integers(len(VARIANTS[item.speaker])))
         piece = codec.pieces.get(Said(item.speaker, item.voice, item.text), variant)
-        words = _lay(table, item, piece, round((item.start - piece.offset) / FRAME_SAMPLES), _heard(item, piece.offset))
+        first, heard = round((item.start - piece.offset) / FRAME_SAMPLES), _heard(item, piece.offset)
+        words = _lay(table, item, piece, first, heard)
         if item.speaker == "agent":
             spoken += words
+            laid[item] = (first, first + (len(piece.codes) if heard is None else heard))
     learnt = np.ones(frames, dtype=np.bool_)
+    for span in waits(timeline, laid) if script.split == "train" else []:
+        learnt[slice(*span)] = False
     early = false_starts(timeline, np.random.default_rng([seed, script.index, 8])) if script.split == "train" else []
     for start in early:
         answer = start.answer
@@ -132,6 +139,8 @@ def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, see
 
     coded = []
     for script in scripts:
+        if script.split == "train":
+            script = missed(script, np.random.default_rng([seed, script.index, 9]))
         speed = VARIANTS["user"][user_of(script, seed)].speed
         timeline = lay_out(script, partial(lookup, speed, script.user_voice))
         frames, learnt = splice(script, timeline, codec, seed)
@@ -146,6 +155,9 @@ def main() -> None:
     parser.add_argument("--plan", choices=sorted(PLANS), default="first")
     parser.add_argument(
         "--dialogues", type=int, default=12_000, help="numbers tried; those the bank can speak are made"
+    )
+    parser.add_argument(
+        "--passes", type=int, default=2, help="times that each is made: on another line, with other moments missed"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that encode utterances")
     parser.add_argument("--codec", type=Path, default=state_folder() / "codec")
@@ -164,15 +176,19 @@ def main() -> None:
     assert silence.shape == (AUDIO_CODEBOOKS,)
     codec = Codec(Pieces(folder), silence, between(mimi), TextTokenizer(TOKENIZER))
     for split, side in scripts.items():
-        _write(folder, f"{split}-spliced-{arguments.plan}", side, codec, bank, plan.seed)
+        passes = arguments.passes if split == "train" and not plan.readings else 1
+        seeds = [plan.seed + _ANOTHER * number for number in range(passes)]
+        _write(folder, f"{split}-spliced-{arguments.plan}", side, codec, bank, seeds)
 
 
-def _write(folder: Path, name: str, scripts: list[Script], codec: Codec, bank: Bank, seed: int) -> None:
-    """The shards of one side, in place of those that were there."""
+def _write(folder: Path, name: str, scripts: list[Script], codec: Codec, bank: Bank, seeds: list[int]) -> None:
+    """The shards of one side, in place of those that were there; every script once for each seed."""
     ready = [script for script in scripts if all(codec.pieces.complete(said) for said in said_in(script))]
-    shards = [ready[first : first + _PER_SHARD] for first in range(0, len(ready), _PER_SHARD)]
+    shards = [
+        (seed, ready[first : first + _PER_SHARD]) for seed in seeds for first in range(0, len(ready), _PER_SHARD)
+    ]
     frames, written = 0, set()
-    for number, shard in enumerate(shards):
+    for number, (seed, shard) in enumerate(shards):
         target = folder / f"{name}-{number:03d}.safetensors"
         written.add(target)
         frames += write_shard(target, shard, codec, bank, seed)

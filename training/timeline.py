@@ -13,6 +13,7 @@ from training.kokoro import RATE, Utterance, Word
 from training.script import Kind, Script, Speaker, Turn
 
 FADE_S = 0.02  # of a cut word's end: a hard edge would click
+_BREATH_S = 0.06  # a word may take to end after the voice yields
 _REACTION_S = 0.1  # an utterance that is to be cut is heard at least this long before
 TAIL_S = 2.5  # after the last word nobody speaks; the model has to learn that, too
 
@@ -112,7 +113,7 @@ def _cut(parts: Sequence[Placed], interrupted: int, yield_samples: int) -> list[
             continue
         words = tuple(word for word in part.words if word.start_s * RATE < limit)
         # Within a long word the voice stops anyway: nobody finishes "understand" for an interrupter.
-        stop = min(round(words[-1].end_s * RATE), limit + round(0.12 * RATE)) if words else limit
+        stop = min(round(words[-1].end_s * RATE), limit + round(_BREATH_S * RATE)) if words else limit
         if words:
             words = (*words[:-1], replace(words[-1], end_s=round(min(words[-1].end_s, stop / RATE), 3)))
         kept.append(replace(part, samples=max(1, min(stop, part.stop) - part.start), words=words, cut=True))

@@ -54,10 +54,10 @@ class TestInterruptions:
             Turn("user", ("wait",), kind="interruption", at=0.5, yield_s=0.3),
         )
         assert times(user) == (2.0, 3.0)
-        # "three" begins at 2.0 and would last until 2.9; the voice stops 0.12 s after the yield time.
+        # "three" begins at 2.0 and would last until 2.9; the voice stops 0.06 s after the yield time.
         assert [w.text for w in agent.words] == ["one", "two", "three"]
-        assert times(agent) == pytest.approx((0.0, 2.42))
-        assert agent.words[-1].end_s == pytest.approx(2.42)
+        assert times(agent) == pytest.approx((0.0, 2.36))
+        assert agent.words[-1].end_s == pytest.approx(2.36)
 
     def test_parts_not_begun_are_never_said(self) -> None:
         placed = timeline(
