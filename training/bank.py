@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from training.folders import state_folder
 from training.kokoro import RATE, Kokoro, Utterance, Word
-from training.plans import PLANS, held_out_of, script_of
+from training.plans import PLANS, held_out_of, script_of, to_speak
 from training.roles import Split
 from training.script import AGENT_VOICES, Plan, speech_of
 
@@ -141,7 +141,7 @@ def speak(plan: Plan, split: Split, dialogues: int, workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plan", choices=sorted(PLANS), default="first")
+    parser.add_argument("--plan", choices=to_speak(), default="first")
     parser.add_argument("--dialogues", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ from training.augment import Audio, coloured_noise, convolve, decibels, limited,
 from training.bank import Bank
 from training.folders import state_folder, write_json
 from training.kokoro import RATE
-from training.plans import PLANS, held_out_of, script_of
+from training.plans import PLANS, held_out_of, script_of, to_speak
 from training.roles import Split
 from training.script import Plan, Script, speech_of
 from training.timeline import FADE_S, Placed, Timeline, lay_out
@@ -116,7 +116,7 @@ def load_description(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plan", choices=sorted(PLANS), default="first")
+    parser.add_argument("--plan", choices=to_speak(), default="first")
     parser.add_argument("--dialogues", type=int, default=600)
     arguments = parser.parse_args()
     os.nice(max(0, 19 - os.nice(0)))

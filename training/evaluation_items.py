@@ -25,7 +25,7 @@ from training.augment import Audio, coloured_noise, convolve, decibels, limited,
 from training.bank import Bank, speed_of
 from training.folders import state_folder
 from training.kokoro import RATE, Kokoro, Utterance
-from training.plans import HELD_OUT_DIALOGUES, PLANS
+from training.plans import HELD_OUT_DIALOGUES, PLANS, to_judge
 from training.roles import load_common
 from training.script import AGENT_VOICES, DIALOGUES_PER_INSTANCE, VOICE_NAMES, Fact, Plan, Script, Turn, write_script
 from training.timeline import FADE_S, agent_words, lay_out
@@ -225,7 +225,7 @@ def _write(path: Path, sound: Audio) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--plan", choices=sorted(PLANS), default="first")
+    parser.add_argument("--plan", choices=to_judge(), default="first")
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from training.readings import write_reading
 from training.roles import Split, role_names
-from training.script import AGENT_VOICES, USER_VOICES, Plan, Script, write_script
+from training.script import AGENT_VOICES, USER_VOICES, Plan, Script, Speakable, write_script
 
 PLANS = {
     "first": Plan(user_voices=10),
+    # Of the same words, a counter of its own for each dialogue: its facts stand in its prompt and nowhere else.
+    "again": Plan(seed=10, roles=("cafe", "teacher", "friend", "cafe"), user_voices=10, per_instance=1, spoken=True),
     "roles": Plan(seed=7, roles=role_names(), user_voices=len(USER_VOICES)),  # all roles, still in four voices
     "wide": Plan(seed=6, roles=role_names(), agent_voices=len(AGENT_VOICES), user_voices=len(USER_VOICES)),
     "readings": Plan(seed=8, readings=True),  # of the roles of `first`
@@ -17,15 +19,25 @@ PLANS = {
 HELD_OUT_DIALOGUES = 48
 
 
-def script_of(plan: Plan, split: Split, index: int) -> Script:
+def script_of(plan: Plan, split: Split, index: int, speakable: Speakable | None = None) -> Script:
     """Dialogue number `index` of a plan. Raises ValueError where a plan has no such side."""
-    if not plan.readings:
-        return write_script(plan, split, index)
-    if split != "train":
-        raise ValueError("readings are for training alone")
-    return write_reading(plan, index)
+    if plan.spoken and speakable is None:
+        raise ValueError("this plan says what the bank has for other plans: speak those, and splice this one")
+    if split != "train" and not held_out_of(plan):
+        raise ValueError("this plan is for training alone")
+    return write_reading(plan, index) if plan.readings else write_script(plan, split, index, speakable)
 
 
 def held_out_of(plan: Plan) -> int:
     """How many dialogues a plan holds out."""
-    return 0 if plan.readings else HELD_OUT_DIALOGUES
+    return 0 if plan.readings or plan.spoken else HELD_OUT_DIALOGUES
+
+
+def to_speak() -> list[str]:
+    """The plans that say anything new."""
+    return sorted(name for name, plan in PLANS.items() if not plan.spoken)
+
+
+def to_judge() -> list[str]:
+    """The plans that hold anything out."""
+    return sorted(name for name, plan in PLANS.items() if held_out_of(plan))

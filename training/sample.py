@@ -23,7 +23,7 @@ from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, SAMPLE_RATE
 from training.bank import read_pcm
 from training.dialogues import dialogue_path, load_description
 from training.folders import state_folder
-from training.plans import HELD_OUT_DIALOGUES, PLANS
+from training.plans import HELD_OUT_DIALOGUES, to_judge
 from training.script import VOICE_NAMES
 
 _AGENT = slice(1, 1 + AUDIO_CODEBOOKS)
@@ -55,7 +55,7 @@ def converse(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=state_folder() / "export")
-    parser.add_argument("--plan", choices=sorted(PLANS), default="first")
+    parser.add_argument("--plan", choices=to_judge(), default="first")
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--out", type=Path, default=state_folder() / "samples")
     parser.add_argument("--text-temperature", type=float, help="default: the checkpoint's")

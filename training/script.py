@@ -6,8 +6,9 @@ of the turn before"); the composer resolves them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -101,12 +102,22 @@ class Plan:
     user_voices: int = 6
     readings: bool = False  # no dialogues, but `training.readings`
     names: float = 0.5  # of what readings have of the roles: names that dialogues hold out
+    per_instance: int = DIALOGUES_PER_INSTANCE
+    spoken: bool = False  # only of what the bank speaks already
 
 
-def write_script(plan: Plan, split: Split, index: int) -> Script:
-    """Dialogue number `index` of a plan."""
+Speakable = Callable[[str, str], bool]  # (voice, text): whether somebody has said it
+_TRIES = 8  # at saying the same thing in other words
+
+
+def write_script(plan: Plan, split: Split, index: int, speakable: Speakable | None = None) -> Script:
+    """Dialogue number `index` of a plan.
+
+    speakable: what a line may be; None: anything. What cannot be said in any words is left out, and its facts remain
+    in the prompt. So a bank tells of more instances of a role than it was spoken for, each with facts of its own.
+    """
     side = 0 if split == "train" else 1
-    who = np.random.default_rng([plan.seed, side, index // DIALOGUES_PER_INSTANCE, 1])
+    who = np.random.default_rng([plan.seed, side, index // plan.per_instance, 1])
     rng = np.random.default_rng([plan.seed, side, index, 2])
     common = load_common()
     role = load_role(plan.roles[int(who.integers(len(plan.roles)))])
@@ -115,7 +126,12 @@ def write_script(plan: Plan, split: Split, index: int) -> Script:
     users = [HELD_OUT_USER_VOICE] if split == "held_out" else list(USER_VOICES[: plan.user_voices])
     user_voice = users[int(rng.integers(len(users)))]
     aside_voice = USER_VOICES[int(rng.integers(plan.user_voices))]
-    writer = _Writer(instance, common, split, rng)
+    voices = {"agent": agent_voice, "user": user_voice, "aside": aside_voice}
+
+    def sayable(turn: Turn) -> bool:
+        return speakable is None or all(speakable(voices[turn.speaker], part) for part in turn.parts)
+
+    writer = _Writer(instance, common, split, rng, sayable)
     writer.run()
     return Script(
         index, split, role.name, instance.prompt, agent_voice, user_voice, aside_voice,
@@ -124,20 +140,40 @@ def write_script(plan: Plan, split: Split, index: int) -> Script:
 
 
 class _Writer:
-    def __init__(self, instance: Instance, common: Common, split: Split, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        common: Common,
+        split: Split,
+        rng: np.random.Generator,
+        sayable: Callable[[Turn], bool],
+    ) -> None:
+        self._sayable = sayable
         self.turns: list[Turn] = []
         self.facts: list[Fact] = []
         self._instance, self._common, self._split, self._rng = instance, common, split, rng
         self._values: Mapping[str, str] = instance.values
 
     def run(self) -> None:
-        self._opening()
+        self._said(self._opening)
         queue = [self._instance.exchanges[int(i)] for i in self._rng.permutation(len(self._instance.exchanges))]
         while queue and self._length_s() < LIVE_S:
-            self._exchange(queue.pop(0), queue)
+            self._said(partial(self._exchange, queue.pop(0), queue))
         if self._chance(0.5):
-            self._user(self._line("user", "bye"), gap_s=self._gap(0.3, 1.5))
-            self._agent(self._line("agent", "goodbye"))
+            self._said(self._closing)
+
+    def _said(self, write: Callable[[], None]) -> None:
+        """Writes some turns, in other words as long as there are none for them; else nothing."""
+        turns, facts = len(self.turns), len(self.facts)
+        for _ in range(_TRIES):
+            write()
+            if all(self._sayable(turn) for turn in self.turns[turns:]):
+                return
+            del self.turns[turns:], self.facts[facts:]
+
+    def _closing(self) -> None:
+        self._user(self._line("user", "bye"), gap_s=self._gap(0.3, 1.5))
+        self._agent(self._line("agent", "goodbye"))
 
     def _opening(self) -> None:
         role = self._instance.role

@@ -9,6 +9,7 @@ Written as shards like those of `training.codes`, which the language model reads
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -169,7 +170,8 @@ def main() -> None:
     if about["codebooks"] != codes_digest(mimi.state_dict()):
         parser.error(f"{folder} holds another codec's codes: run `python -m training.codes` first")
     sides: list[tuple[Split, int]] = [("held_out", held_out_of(plan)), ("train", arguments.dialogues)]
-    scripts = {split: [script_of(plan, split, index) for index in range(count)] for split, count in sides}
+    speakable = functools.cache(bank.has) if plan.spoken else None
+    scripts = {split: [script_of(plan, split, index, speakable) for index in range(count)] for split, count in sides}
     needed = wanted([script for side in scripts.values() for script in side], bank)
     encode_missing(arguments.codec, folder, needed, arguments.workers)
     silence = load_file(folder / "voices.safetensors")["silence"].numpy().astype(np.int16)
@@ -184,9 +186,7 @@ def main() -> None:
 def _write(folder: Path, name: str, scripts: list[Script], codec: Codec, bank: Bank, seeds: list[int]) -> None:
     """The shards of one side, in place of those that were there; every script once for each seed."""
     ready = [script for script in scripts if all(codec.pieces.complete(said) for said in said_in(script))]
-    shards = [
-        (seed, ready[first : first + _PER_SHARD]) for seed in seeds for first in range(0, len(ready), _PER_SHARD)
-    ]
+    shards = [(seed, ready[first : first + _PER_SHARD]) for seed in seeds for first in range(0, len(ready), _PER_SHARD)]
     frames, written = 0, set()
     for number, (seed, shard) in enumerate(shards):
         target = folder / f"{name}-{number:03d}.safetensors"

@@ -88,7 +88,8 @@ class TestWhatIsMissed:
         assert all(0.7 <= turn.gap_s <= 3.0 for turn in late)
         assert len(broken) > 20
         assert all(b.speaker == "user" for _, b in broken)
-        assert slow and all(turn.yield_s >= 0.4 for turn in slow)
+        assert slow
+        assert all(turn.yield_s >= 0.4 for turn in slow)
 
     def test_who_breaks_in_does_so_into_something_long(self) -> None:
         for seed in range(40):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import itertools
 import re
@@ -11,7 +12,7 @@ import pytest
 
 from training import roles, script
 from training.bank import key_of, speed_of, wanted
-from training.plans import PLANS, script_of
+from training.plans import PLANS, script_of, to_judge, to_speak
 from training.script import HELD_OUT_USER_VOICE, USER_VOICES, write_script
 
 WIDE = PLANS["wide"]
@@ -136,6 +137,51 @@ class TestReadings:
     def test_nothing_is_held_out(self) -> None:
         with pytest.raises(ValueError, match="training alone"):
             script_of(PLANS["readings"], "held_out", 0)
+
+
+class TestOfWhatIsSpoken:
+    """A plan whose scripts say what the bank has."""
+
+    @staticmethod
+    def bank(voice: str, text: str) -> bool:
+        return hashlib.blake2b(f"{voice} {text}".encode()).digest()[0] % 4 > 0  # three quarters of everything
+
+    def test_nothing_else_is_said(self) -> None:
+        facts = 0
+        for number in range(60):
+            made = script_of(PLANS["again"], "train", number, self.bank)
+            voices = {"agent": made.agent_voice, "user": made.user_voice, "aside": made.aside_voice}
+            assert all(self.bank(voices[turn.speaker], part) for turn in made.turns for part in turn.parts)
+            said = [part for turn in made.turns for part in turn.parts if turn.speaker == "agent"]
+            assert all(fact.answer in said for fact in made.facts)
+            facts += len(made.facts)
+        assert facts > 30
+
+    def test_who_can_say_everything_says_what_the_script_has(self) -> None:
+        plan = PLANS["first"]
+        for number in range(20):
+            assert write_script(plan, "train", number) == write_script(plan, "train", number, lambda voice, text: True)
+
+    def test_a_mute_bank_leaves_facts_and_no_words(self) -> None:
+        made = script_of(PLANS["again"], "train", 0, lambda voice, text: False)
+        assert made.turns == ()
+        assert made.facts == ()
+        assert made.prompt
+
+    def test_each_dialogue_has_an_agent_of_its_own(self) -> None:
+        prompts = {script_of(PLANS["again"], "train", number, self.bank).prompt for number in range(40)}
+        cafes = [prompt for prompt in prompts if "coffee" in prompt]
+        assert len(cafes) > 10
+
+    def test_it_is_spliced_and_neither_spoken_nor_judged(self) -> None:
+        with pytest.raises(ValueError, match="splice this one"):
+            script_of(PLANS["again"], "train", 0)
+        with pytest.raises(ValueError, match="for training alone"):
+            script_of(PLANS["again"], "held_out", 0, self.bank)
+        assert "again" not in {*to_speak(), *to_judge()}
+        assert {"first", "wide"} <= {*to_speak()} & {*to_judge()}
+        assert "counter" in to_speak()
+        assert "counter" not in to_judge()
 
 
 class TestBankNeeds:
