@@ -1,4 +1,4 @@
-"""Who owns which conversation: leases with owner, epoch and expiry. The only place where an epoch rises.
+"""Who owns which conversation: leases with owner, epoch and expiry.
 
 A conversation has one *active* lease, and while it moves a *pending* one beside it, at a higher epoch on another
 replica. `commit` makes the pending one active. Should the active one end without its owner's doing, the pending one
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from cluster.policy.ended import EndedSlots
+from cluster.policy.epochs import Epochs
 from cluster.policy.lease import Claim, EpochConflict, Key, Lease, NotHeld, Reported
 from cluster.policy.lease_index import LeaseIndex
 from cluster.policy.quarantine import on_probation
@@ -26,16 +27,14 @@ class LeaseTable:
     """All leases of a cluster. It alone counts who holds what; time is an argument, in seconds of any clock."""
 
     def __init__(self, lease_s: float, move_s: float = 60.0, *, epochs_before: int = 0) -> None:
-        """`epochs_before`: higher than any epoch that a former table can have given: it may have given some, for moves
-        and resumes that came to nothing, of which no replica and not every owner knows."""
+        """`epochs_before`: higher than any epoch that a former table can have given (cluster.policy.epochs)."""
         self.lease_s = lease_s
         self.move_s = move_s
         self._active: dict[str, Lease] = {}
         self._pending: dict[str, Lease] = {}
         self._ended_slots = EndedSlots(lease_s)
-        self._highest: dict[str, int] = {}  # the highest epoch ever given to a session
-        self._unknown_up_to = epochs_before  # given to sessions of which this table does not know all, or not any more
-        self._past: dict[str, tuple[Lease, float]] = {}  # ended sessions: the last lease, until when to remember it
+        # Reports written before a session's end are still on their way; two leases is longer than any of them lives.
+        self._epochs = Epochs(epochs_before, remembered_s=2 * lease_s)
         self._index = LeaseIndex()  # of active and pending ones
         self._heard_s: dict[str, float] = {}  # when each replica last reported: what its leases live by
 
@@ -77,7 +76,7 @@ class LeaseTable:
 
     def highest(self, session: str) -> int:
         """The highest epoch ever given to a session, to a pending lease or one that is gone too; 0 as above."""
-        return self._highest.get(session, 0)
+        return self._epochs.highest(session)
 
     def take_changed(self) -> set[str]:
         """The replicas whose leases have changed since this was last asked."""
@@ -93,28 +92,8 @@ class LeaseTable:
         return lease if lease.epoch > claim.after_epoch else None
 
     def check(self, claim: Claim) -> None:
-        """Compare-and-set: raises EpochConflict unless the claim names the epoch in force.
-
-        Its owner may also name that of a move which came to nothing; where the lease was taken over from a report, that
-        may be one that only a former router knew. For a recovery, any epoch of the same serial will do: an ingress does
-        not race with itself, and the answer that told it of the one in force may be lost. And where it is higher than
-        ours it counts: this table may be younger than the conversation.
-
-        A resume that has not reached the replica does not stand in the way of a recovery by the owner before it, where
-        that replica is lost: nobody can take the conversation over from it, and who holds the journal can go on.
-        """
-        in_force = self.epoch_in_force(claim.session)
-        if claim.after_epoch == in_force or (claim.recovery and claim.after_epoch > in_force):
-            return
-        lease = self._last(claim.session)
-        if lease is not None and lease.owner == claim.owner:
-            if claim.recovery and claim.serial == lease.serial:
-                return
-            if in_force < claim.after_epoch and (lease.adopted or claim.after_epoch <= self.highest(claim.session)):
-                return
-        if lease is not None and claim.unreachable and lease.is_still_of(claim.owner, claim.after_epoch):
-            return
-        raise EpochConflict(claim.session, claim.after_epoch, in_force)
+        """Raises EpochConflict unless the claim names an epoch that it may: see Epochs.check."""
+        self._epochs.check(claim, self._last(claim.session))
 
     def grant(self, claim: Claim, replica: str, now_s: float) -> Lease:
         """Give a session to a replica under the next epoch. Raises EpochConflict.
@@ -171,7 +150,7 @@ class LeaseTable:
         if lease.serial != serial and not replaced and not (again and lease.unproven):
             raise EpochConflict(session, serial, lease.serial)
         self._end(self._pending.get(session), now_s)
-        epoch = self._next_epoch(session, lease.epoch)
+        epoch = self._epochs.next(session, lease.epoch, lease)
         self._remove(lease)
         former_epoch = lease.epoch if lease.former_epoch is None else lease.former_epoch
         # after_epoch: the former owner may be the same ingress, and nothing that it asks for as such counts any more.
@@ -254,27 +233,17 @@ class LeaseTable:
         for lease in ran_out:
             self._lose(lease, now_s, silent=True)
         self._index.changed(*self._ended_slots.expire(now_s))
-        for session in [session for session, (_, until_s) in self._past.items() if until_s <= now_s]:
-            del self._past[session]
-            self._unknown_up_to = max(self._unknown_up_to, self._highest.pop(session))
+        self._epochs.expire(now_s)
         return ran_out
 
     # ---- how it is kept ---------------------------------------------------------------------------------------
 
     def _last(self, session: str) -> Lease | None:
-        lease = self._active.get(session)
-        return lease if lease is not None or session not in self._past else self._past[session][0]
-
-    def _next_epoch(self, session: str, after_epoch: int) -> int:
-        """One that nobody has been given, whoever gave: see docs/decisions/routing.md, "No epoch twice"."""
-        highest, last = self._highest.get(session, 0), self._last(session)
-        if after_epoch > highest or (last is not None and last.adopted):
-            highest = max(highest, after_epoch, self._unknown_up_to)
-        return highest + 1
+        return self._active.get(session) or self._epochs.last_of_ended(session)
 
     def _next(self, claim: Claim, replica: str, now_s: float) -> Lease:
-        epoch = self._next_epoch(claim.session, claim.after_epoch)
         last = self._last(claim.session)
+        epoch = self._epochs.next(claim.session, claim.after_epoch, last)
         # A resume that came to nothing has used a serial up: its client may have learnt of either.
         serial = claim.serial if last is None else max(claim.serial, last.serial)
         unproven = last is not None and last.serial == serial and (last.unproven or claim.serial < serial)
@@ -307,7 +276,7 @@ class LeaseTable:
         revived = self._ended_slots.revivable(replica, key)
         if revived is not None and slot.session not in self._active and self.epoch_in_force(slot.session) == slot.epoch:
             self._ended_slots.drop(key)  # it was cut off, not dead, and nobody else has got the session since
-        elif not adopt or slot.epoch <= self._highest.get(slot.session, 0):
+        elif not adopt or slot.epoch <= self._epochs.highest(slot.session):
             return False
         self._end(self._pending.get(slot.session), now_s)
         self._end(self._active.get(slot.session), now_s)
@@ -344,14 +313,13 @@ class LeaseTable:
         if opened:
             self._ended_slots.add(lease, now_s, revivable=revivable)
         if lease.session not in self._active:
-            # Reports written before the end are still on their way; two leases is longer than any of them lives.
-            self._past[lease.session] = (lease, now_s + 2 * self.lease_s)
+            self._epochs.ended(lease, now_s)
 
     def _insert(self, into: dict[str, Lease], lease: Lease) -> Lease:
         into[lease.session] = lease
         if into is self._active:
-            self._past.pop(lease.session, None)
-        self._highest[lease.session] = max(lease.epoch, self._highest.get(lease.session, 0))
+            self._epochs.begun(lease.session)
+        self._epochs.given(lease.session, lease.epoch)
         self._index.put(lease, active=into is self._active)
         return lease
 
