@@ -11,18 +11,9 @@ from actors.messages import ReplicaReport
 from actors.replica import Replica
 from graphs.stages import SessionSpec
 from serving.router import SessionRouter
-from tests.actor_fakes import (
-    CARD,
-    FakeClock,
-    FakeDecoderLane,
-    FakeEncoderLane,
-    FakeEngine,
-    Handle,
-    Tokenizer,
-    frame_in,
-    seed_of,
-    settle,
-)
+from tests.actor_fakes import Tokenizer, frame_in, seed_of
+from tests.fake_clock import FakeClock, settle
+from tests.stage_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine, Handle
 
 GRACE_S = 10.0
 TURNS = 60  # of the event loop: a frame's way through three fake stages and back takes some twenty

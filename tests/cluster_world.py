@@ -15,9 +15,10 @@ from actors.messages import FrameIn, OpenRequest
 from graphs.stages import FrameKey, SessionSpec
 from serving.router import SessionRouter
 from serving.routing import AcquireRequest, Grant, ResumeRequest, RouterConfig
-from tests.actor_fakes import FakeClock, frame_in, seed_of, settle
+from tests.actor_fakes import frame_in, seed_of
 from tests.cluster_node import TURNS, Node, Undisturbed
 from tests.cluster_talk import Home, Talk
+from tests.fake_clock import FakeClock, settle
 
 LEASE_S = 3.0
 BEAT_S = 0.5

@@ -21,7 +21,7 @@ from serving.holding import Holding, Place
 from serving.router import SessionRouter
 from serving.routing import AcquireRequest, Grant, ReplicaView, ResumeRequest, RouterConfig
 from serving.tenants import Tenant
-from tests.actor_fakes import FakeClock, settle
+from tests.fake_clock import FakeClock, settle
 
 LEASE_S = 3.0
 PICK = st.integers(0, 1000)

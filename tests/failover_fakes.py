@@ -13,7 +13,7 @@ from serving.routing import AcquireRequest, Grant, ReplicaView, ResumeRequest
 from serving.session import ConversationHub, Place
 from serving.settings import ServeSettings
 from serving.tenants import Tenant
-from tests.actor_fakes import FakeClock, settle
+from tests.fake_clock import FakeClock, settle
 from tests.fake_replica import FakeReplica
 
 TENANT = Tenant("acme", 3)

@@ -13,7 +13,7 @@ from serving.routing import AcquireRequest, Grant, ReplicaView, ResumeRequest
 from serving.session import ConversationHub, Place
 from serving.settings import ServeSettings
 from serving.tenants import Tenant
-from tests.actor_fakes import FakeClock
+from tests.fake_clock import FakeClock
 
 SPEC = SessionSpec("voice", "role", 7)
 TENANT = Tenant("acme", 3)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from actors.journal import Journal
 from actors.messages import OpenRequest
-from tests.actor_fakes import Bench, Sink, frame_in, request, settle
+from tests.actor_fakes import Bench, Sink, frame_in, request
+from tests.fake_clock import settle
 
 
 async def held(frames: int, session: str = "a", heard_ahead: int = 0) -> tuple[Journal, Sink]:

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from actors.interfaces import ReplicaSettings
-from tests.actor_fakes import Bench, alone, frame_in, heard, settle
+from tests.actor_fakes import Bench, alone, frame_in, heard
+from tests.fake_clock import settle
 from tests.unit.actors.handovers import held, rebuilt
 
 PIECES = ReplicaSettings(window_s=0.0, rebuild_live_s=0.0)  # a frame of the past at a time

@@ -8,7 +8,8 @@ import pytest
 
 from actors.errors import Draining, EngineLost
 from actors.journal import Journal
-from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, settle
+from tests.actor_fakes import Bench, Sink, alone, frame_in, heard
+from tests.fake_clock import settle
 from tests.unit.actors.handovers import held, rebuilt, resumable, resuming
 
 STAGES = ["encoder", "converse", "decoder"]

@@ -15,7 +15,9 @@ from graphs.backends import Backends
 from graphs.kv_pressure import MIGRATE_ONE, KVPressure
 from graphs.slot_engine import SlotEngine, StepOut
 from graphs.stages import FrameKey, MemoryReport, Past, PromptInfo, SessionSpec, StageBatch, Verdict, empty_batch
-from tests.actor_fakes import CARD, Bench, FakeEngine, alone, frame_in, heard, settle
+from tests.actor_fakes import Bench, alone, frame_in, heard
+from tests.fake_clock import settle
+from tests.stage_fakes import CARD, FakeEngine
 from tests.unit.graphs.small import SMALL, small_model
 from tests.unit.graphs.test_kv_pressure import alone as engine_alone
 from tests.unit.graphs.test_kv_pressure import prompt_of, words

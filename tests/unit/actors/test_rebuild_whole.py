@@ -24,8 +24,10 @@ from actors.replica import Replica
 from actors.stage_build import build_decoder, build_encoder, build_engine
 from actors.stage_config import StageConfig
 from graphs.stages import FrameKey, SessionSpec
-from tests.actor_fakes import FakeClock, Handle, Sink, Tokenizer, settle
+from tests.actor_fakes import Sink, Tokenizer
+from tests.fake_clock import FakeClock, settle
 from tests.small_checkpoint import LM, MIMI, write_small_checkpoint
+from tests.stage_fakes import Handle
 
 SLOTS, FRAMES, AFTER = 3, 170, 6
 assert 4 * LM.context < FRAMES

@@ -13,7 +13,8 @@ from actors.errors import JournalError
 from actors.interfaces import ReplicaSettings
 from actors.journal import Journal
 from actors.messages import FrameOut
-from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, numbers, request, settle
+from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, numbers, request
+from tests.fake_clock import settle
 from tests.unit.actors.handovers import held, rebuilt
 
 WHEN = ["before", "after"]

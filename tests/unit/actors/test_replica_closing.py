@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.errors import NoCapacity, UnknownSession
-from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, numbers, settle
+from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, numbers
+from tests.fake_clock import settle
 
 STAGES = ["encoder", "converse", "decoder"]
 WHEN = ["before", "after"]

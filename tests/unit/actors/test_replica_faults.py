@@ -16,7 +16,8 @@ from actors.errors import (
 )
 from actors.interfaces import ReplicaSettings
 from actors.messages import SlotReport
-from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, numbers, request, settle
+from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, numbers, request
+from tests.fake_clock import settle
 
 # ---- opening ----
 

@@ -11,7 +11,8 @@ from actors.errors import StaleEpoch, UnknownSession
 from actors.interfaces import ReplicaSettings
 from actors.messages import Failed, JournalPart, Move, Ready, SlotReport
 from actors.tenure import ROUTER_AWAY_S
-from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, numbers, request, settle
+from tests.actor_fakes import Bench, Sink, alone, frame_in, heard, numbers, request
+from tests.fake_clock import settle
 from tests.unit.actors.handovers import resumable, resuming
 
 STAGES = ["encoder", "converse", "decoder"]

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from actors.messages import OpenRequest
 from graphs.stages import MemoryReport
-from tests.actor_fakes import Bench, Sink, alone, heard, request, settle
+from tests.actor_fakes import Bench, Sink, alone, heard, request
+from tests.fake_clock import settle
 
 FULL = MemoryReport(
     room=0, pressure="migrate one", migrate=(("a", 1),), parked=(), seconds_left=8.0, pages=10, free_pages=1

@@ -11,7 +11,7 @@ from actors.codec_stage import DecoderStage, EncoderStage
 from actors.converse_stage import EngineStage
 from actors.errors import BadRequest, JournalError, StaleEpoch
 from graphs.stages import CodecPast, CodecStage, ConverseStage, FrameKey, SessionSpec, StageBatch, Verdict, empty_batch
-from tests.actor_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine
+from tests.stage_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine
 
 Rows = npt.NDArray[np.int16]
 SLOTS = 3

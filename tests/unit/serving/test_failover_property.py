@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from actors.errors import ServingError
 from actors.messages import Failed, FrameOut
 from serving.conversation import Conversation
-from tests.actor_fakes import settle
 from tests.failover_fakes import TENANT, World
+from tests.fake_clock import settle
 from tests.fake_replica import SPEC, spoken, undisturbed
 
 REPLICAS = 3

@@ -27,8 +27,9 @@ from serving.settings import ServeSettings
 from serving.tenants import Tenant
 from serving.trunk_client import TrunkPool
 from serving.trunk_server import TrunkConfig
-from tests.actor_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine, Handle, Tokenizer
+from tests.actor_fakes import Tokenizer
 from tests.fake_replica import SPEC, spoken
+from tests.stage_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine, Handle
 from tests.virtual_time import in_virtual_time
 
 TRUNK = TrunkConfig(secret="a secret of the tests", ping_s=0.3, dead_s=5.0)

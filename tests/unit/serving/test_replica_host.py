@@ -17,7 +17,8 @@ from serving.router import SessionRouter
 from serving.routing import AcquireRequest, ReportReply, RouterConfig
 from serving.trunk_client import Trunk
 from serving.trunk_server import TrunkConfig
-from tests.actor_fakes import Bench, alone, frame_in, request, settle
+from tests.actor_fakes import Bench, alone, frame_in, request
+from tests.fake_clock import settle
 from tests.virtual_time import in_virtual_time
 
 TRUNK = TrunkConfig(secret="a secret of the tests", ping_s=0.5, dead_s=10.0)

@@ -24,7 +24,7 @@ from actors.messages import FrameIn, Need
 from graphs.stages import FrameKey, SessionSpec
 from serving.conversation import Conversation
 from serving.home import MAX_IN_FLIGHT
-from tests.actor_fakes import settle
+from tests.fake_clock import settle
 from tests.session_fakes import PCM, SPEC, TENANT, Stage
 
 

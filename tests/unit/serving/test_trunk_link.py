@@ -29,7 +29,8 @@ from graphs.stages import FrameKey
 from serving import trunk_protocol as wire
 from serving.trunk_link import BATCH, Outbox
 from serving.trunk_server import TrunkConfig, TrunkServer
-from tests.actor_fakes import Bench, alone, frame_in, heard, request, settle
+from tests.actor_fakes import Bench, alone, frame_in, heard, request
+from tests.fake_clock import settle
 
 CONFIG = TrunkConfig(secret="a secret of the tests", ping_s=5.0, dead_s=20.0)
 
