@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ANCHOR_S = 120.0
+
 
 @dataclass(frozen=True, slots=True)
 class StageConfig:
@@ -15,7 +17,7 @@ class StageConfig:
     dtype: str | None = None  # "float32" or "bfloat16"
     threads: int = 1
     # The language model re-reads its prompt and its most recent frames so often, once its context is full; 0: never.
-    anchor_s: float = 120.0
+    anchor_s: float = ANCHOR_S
     # See graphs.backends.Backends. `auto`: what a self-test finds right, stable and faster.
     attention: str = "ours"
     linear: str = "ours"

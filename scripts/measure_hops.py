@@ -22,12 +22,14 @@ from ray import serve
 
 from actors.messages import Down, DownSink, FrameIn, FrameOut, OpenRequest, Ready
 from graphs.stages import FrameKey, SessionSpec
+from serving.settings import ServeSettings
 from serving.trunk_client import Trunk
 from serving.trunk_server import TrunkConfig, TrunkServer
 
 FRAME_S = 0.08
 PCM = np.zeros(1920, dtype=np.int16)
-CONFIG = TrunkConfig(secret="only for this measurement")
+SETTINGS = ServeSettings()
+CONFIG = TrunkConfig("only for this measurement", SETTINGS.trunk_ping_s, SETTINGS.trunk_dead_s)
 Exchange = Callable[[int, int], Awaitable[None]]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.stage_config import ANCHOR_S
 from models.checkpoint_files import find_checkpoint
 from serving.catalog import Catalog
 from serving.router_config import reserve_by_size, router_config
@@ -18,7 +19,6 @@ from serving.trunk_server import TrunkConfig
 PROCESS_CPUS = 0.1
 STAGES = 3
 CPU_SLOTS = 4  # what one core does in half of its time: docs/performance
-ANCHOR_S = 120.0  # StageConfig's
 # What torch sees of it, which is a little less than on the box; for a head node without a GPU of its own.
 ACCELERATOR_BYTES = {"H100": 79 << 30, "H200": 139 << 30}
 ENGINE_GPU_SHARE, CODEC_GPU_SHARE = 0.6, 0.2

@@ -24,11 +24,12 @@ HELLO_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class TrunkConfig:
-    """Both ends' numbers. `max_outbox` messages may wait for the socket: 2 s of 256 slots are 6,400."""
+    """Both ends' numbers, of serving.settings. `max_outbox` messages may wait for the socket: 2 s of 256 slots are
+    6,400."""
 
     secret: str
-    ping_s: float = 0.3
-    dead_s: float = 1.5
+    ping_s: float
+    dead_s: float
     max_outbox: int = 6400
 
 

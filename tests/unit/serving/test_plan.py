@@ -22,7 +22,9 @@ CATALOG = Catalog("demo", False, ("NATF0", "VARM3"))
 
 def plan(device: str, accelerator: str | None, folder: Path = Path("/nowhere"), **changed: Any) -> Plan:
     settings = ServeSettings(checkpoint="nvidia/personaplex-7b-v1", **changed)
-    return Plan(settings, CATALOG, device, accelerator, TrunkConfig("a secret of the tests"), folder)
+    return Plan(
+        settings, CATALOG, device, accelerator, TrunkConfig("a secret of the tests", ping_s=0.2, dead_s=5.0), folder
+    )
 
 
 @pytest.mark.parametrize(

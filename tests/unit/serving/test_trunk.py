@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -276,7 +277,7 @@ async def test_the_secret_is_asked_for() -> None:
     async with line() as it:
         with pytest.raises(InvalidStatus, match="401"):
             await connect(it.address, proxy=None)
-        pool = TrunkPool("i1", TrunkConfig(secret="another secret altogether"))
+        pool = TrunkPool("i1", replace(CONFIG, secret="another secret altogether"))
         with pytest.raises(ReplicaLost):
             await pool.get(it.address)
         await pool.close()
