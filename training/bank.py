@@ -112,7 +112,8 @@ def speak(plan: Plan, split: Split, dialogues: int, workers: int) -> None:
     """Synthesises what is missing, with a progress line. Raises RuntimeError if a worker failed."""
     bank = Bank()
     every = list(wanted(plan, split, dialogues))
-    items = [item for item in every if not bank.has(*item)]
+    # Agents first: what they say is what the model has to learn to say, and a bank may be stopped early.
+    items = sorted((item for item in every if not bank.has(*item)), key=lambda item: item[0] not in AGENT_VOICES)
     print(f"{split}: {len(every)} utterances, {len(items)} to speak", flush=True)
     if not items:
         return

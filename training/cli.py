@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from training.folders import FROZEN, REPOSITORY, Log, state_folder
+from training.plans import LM_DATA, to_speak
 from training.setup_env import VENV
 
 app = typer.Typer(
@@ -99,13 +100,18 @@ def codes(plan: PlanName = "first", dialogues: Dialogues = 600) -> None:
 
 
 @app.command()
-def splice(
-    plan: PlanName = "first",
-    dialogues: Annotated[int, typer.Option(help="Scripts tried; those that the bank can speak are made.")] = 12_000,
-    workers: Annotated[int, typer.Option(help="Processes that encode utterances.")] = 2,
-) -> None:
-    """Put many more dialogues together from encoded utterances."""
-    _stage("splice", "--plan", plan, "--dialogues", str(dialogues), "--workers", str(workers), heavy=True)
+def speak(workers: Annotated[int, typer.Option(help="Processes that speak.")] = 2) -> None:
+    """Speak what the language model's dialogues need: some hours; to be stopped whenever there is enough."""
+    for plan, dialogues in LM_DATA.items():
+        if plan in to_speak():
+            _stage("bank", "--plan", plan, "--dialogues", str(dialogues), "--workers", str(workers), heavy=True)
+
+
+@app.command()
+def splice(workers: Annotated[int, typer.Option(help="Processes that encode utterances.")] = 2) -> None:
+    """Put the language model's dialogues together from encoded utterances, as far as they are spoken."""
+    for plan, dialogues in LM_DATA.items():
+        _stage("splice", "--plan", plan, "--dialogues", str(dialogues), "--workers", str(workers), heavy=True)
 
 
 @app.command()
@@ -149,6 +155,7 @@ def everything(
             freeze()
         elif stage == "codes":
             codes()
+            speak()
             splice()
         elif stage == "codec":
             codec(min(piece, left), threads)

@@ -46,12 +46,12 @@ class LMPreset:
 # Sequences end where the first column leaves the window: behind that the model has forgotten who it is.
 PRESETS = {
     "cpu": LMPreset(
-        Drawing(batch=4, part=1, longest=LM.window - 1, hide=0.2, deaf=0.5, far=0.25, readings=0.12, late=0.1),
+        Drawing(batch=4, part=1, longest=LM.window - 1, hide=0.2, deaf=0.5, far=0.25, readings=0.2, late=0.1),
         steps=6_000,
         peak=8e-4,
     ),
     "cuda": LMPreset(
-        Drawing(batch=32, part=32, longest=LM.window - 1, hide=0.2, deaf=0.5, readings=0.12, late=0.1),
+        Drawing(batch=32, part=32, longest=LM.window - 1, hide=0.2, deaf=0.5, readings=0.2, late=0.1),
         steps=16_000,
         peak=8e-4,
     ),

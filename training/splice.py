@@ -40,7 +40,6 @@ from training.text_stream import text_stream
 from training.timeline import Placed, Timeline, lay_out
 
 _PER_SHARD = 500
-_ANOTHER = 100  # between the seeds of two passes: plans' own are smaller
 
 
 @dataclass(frozen=True)
@@ -157,9 +156,6 @@ def main() -> None:
     parser.add_argument(
         "--dialogues", type=int, default=12_000, help="numbers tried; those the bank can speak are made"
     )
-    parser.add_argument(
-        "--passes", type=int, default=2, help="times that each is made: on another line, with other moments missed"
-    )
     parser.add_argument("--workers", type=int, default=1, help="processes that encode utterances")
     parser.add_argument("--codec", type=Path, default=state_folder() / "codec")
     parser.add_argument("--folder", type=Path, default=state_folder() / "codes", help="where training.codes wrote")
@@ -178,17 +174,15 @@ def main() -> None:
     assert silence.shape == (AUDIO_CODEBOOKS,)
     codec = Codec(Pieces(folder), silence, between(mimi), TextTokenizer(TOKENIZER))
     for split, side in scripts.items():
-        passes = arguments.passes if split == "train" and not plan.readings else 1
-        seeds = [plan.seed + _ANOTHER * number for number in range(passes)]
-        _write(folder, f"{split}-spliced-{arguments.plan}", side, codec, bank, seeds)
+        _write(folder, f"{split}-spliced-{arguments.plan}", side, codec, bank, plan.seed)
 
 
-def _write(folder: Path, name: str, scripts: list[Script], codec: Codec, bank: Bank, seeds: list[int]) -> None:
-    """The shards of one side, in place of those that were there; every script once for each seed."""
+def _write(folder: Path, name: str, scripts: list[Script], codec: Codec, bank: Bank, seed: int) -> None:
+    """The shards of one side, in place of those that were there."""
     ready = [script for script in scripts if all(codec.pieces.complete(said) for said in said_in(script))]
     shards = [(seed, ready[first : first + _PER_SHARD]) for seed in seeds for first in range(0, len(ready), _PER_SHARD)]
     frames, written = 0, set()
-    for number, (seed, shard) in enumerate(shards):
+    for number, shard in enumerate(shards):
         target = folder / f"{name}-{number:03d}.safetensors"
         written.add(target)
         frames += write_shard(target, shard, codec, bank, seed)
