@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from actors.journal import Journal
 from actors.messages import Down, DownSink, Failed, FrameOut, Move, Ready
 from graphs.stages import SessionSpec
+from serving.holding import Holding
 from serving.routing import Grant
 from tests.actor_fakes import Sink
 from tests.cluster_node import Node, Undisturbed
@@ -29,13 +30,12 @@ class Home:
 class Talk:
     """A conversation at its ingress: home, next home, journal; and what its client has heard."""
 
-    def __init__(self, session: str, ingress: str, spec: SessionSpec, truth: Undisturbed) -> None:
-        self.session, self.ingress, self.spec, self.truth = session, ingress, spec, truth
-        self.journal = Journal(session, spec)
+    def __init__(self, ingress: str, holding: Holding, spec: SessionSpec, truth: Undisturbed) -> None:
+        self.ingress, self.holding, self.spec, self.truth = ingress, holding, spec, truth
+        self.session = holding.session
+        self.journal = Journal(self.session, spec)
         self.home: Home | None = None
         self.next: Home | None = None
-        self.highest = 0
-        self.serial = 0
         self.parked = False  # its client is gone and may come back
         self.over = False  # this ingress has nothing to do with it any more
         self.heard = 0  # frames of the agent that reached the client

@@ -33,6 +33,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     async def _begin(self, sizes: list[int], reserve: int | None) -> None:
         self.world = World(RouterConfig(lease_s=LEASE_S, reserve_slots=reserve, settle_s=1.0, rebuilds_at_once=2))
+        self.ingresses = self.world.ingresses
         await self.world.pass_s(1.0)
         for slots in sizes:
             await self.world.start(slots)
@@ -45,7 +46,7 @@ class ClusterMachine(RuleBasedStateMachine):
         return nodes[pick % len(nodes)]
 
     def talk(self, pick: int) -> Talk:
-        talks = list(self.world.talks.values())
+        talks = list(self.ingresses.talks.values())
         return talks[pick % len(talks)]
 
     # ---- callers and what their ingresses do for them. Each rule is as likely as any other, so disasters share one.
@@ -53,44 +54,44 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule(ingresses=st.lists(st.sampled_from(INGRESSES), min_size=1, max_size=3))
     def callers_come(self, ingresses: list[str]) -> None:
         for ingress in ingresses:
-            self.run(self.world.join(ingress))
+            self.run(self.ingresses.join(ingress))
 
-    @precondition(lambda self: self.world.talks)
+    @precondition(lambda self: self.ingresses.talks)
     @rule(frames=st.integers(1, 3))
     def all_speak(self, frames: int) -> None:
-        for talk in list(self.world.talks.values()):
-            self.run(self.world.speak(talk, frames))
+        for talk in list(self.ingresses.talks.values()):
+            self.run(self.ingresses.speak(talk, frames))
 
-    @precondition(lambda self: self.world.talks)
+    @precondition(lambda self: self.ingresses.talks)
     @rule(pick=PICK, what=st.sampled_from(["hangs up", "loses its socket", "loses its socket"]))
     def client(self, pick: int, what: str) -> None:
         talk = self.talk(pick)
-        self.run(self.world.leave(talk) if what == "hangs up" else self.world.park(talk))
+        self.run(self.ingresses.leave(talk) if what == "hangs up" else self.ingresses.park(talk))
 
-    @precondition(lambda self: any(talk.parked for talk in self.world.talks.values()))
+    @precondition(lambda self: any(talk.parked for talk in self.ingresses.talks.values()))
     @rule(ingress=st.sampled_from(INGRESSES))
     def clients_come_back(self, ingress: str) -> None:
-        for talk in [talk for talk in self.world.talks.values() if talk.parked]:
-            self.run(self.world.resume(talk, ingress))
+        for talk in [talk for talk in self.ingresses.talks.values() if talk.parked]:
+            self.run(self.ingresses.resume(talk, ingress))
 
-    @precondition(lambda self: any(talk.lost for talk in self.world.talks.values()))
+    @precondition(lambda self: any(talk.lost for talk in self.ingresses.talks.values()))
     @rule()
     def the_lost_are_recovered(self) -> None:
-        for talk in [talk for talk in self.world.talks.values() if talk.lost]:
-            self.run(self.world.recover(talk))
+        for talk in [talk for talk in self.ingresses.talks.values() if talk.lost]:
+            self.run(self.ingresses.recover(talk))
 
-    @precondition(lambda self: any(not talk.lost for talk in self.world.talks.values()))
+    @precondition(lambda self: any(not talk.lost for talk in self.ingresses.talks.values()))
     @rule(pick=PICK)
     def begins_to_move(self, pick: int) -> None:
-        well = [talk for talk in self.world.talks.values() if not talk.lost]
-        self.run(self.world.begin_move(well[pick % len(well)]))
+        well = [talk for talk in self.ingresses.talks.values() if not talk.lost]
+        self.run(self.ingresses.begin_move(well[pick % len(well)]))
 
-    @precondition(lambda self: any(talk.next for talk in self.world.talks.values()))
+    @precondition(lambda self: any(talk.next for talk in self.ingresses.talks.values()))
     @rule(pick=PICK, gives_up=st.sampled_from([False, False, True]))
     def ends_its_move(self, pick: int, gives_up: bool) -> None:
-        moving = [talk for talk in self.world.talks.values() if talk.next]
+        moving = [talk for talk in self.ingresses.talks.values() if talk.next]
         talk = moving[pick % len(moving)]
-        self.run(self.world.abort_move(talk) if gives_up else self.world.end_move(talk))
+        self.run(self.ingresses.abort_move(talk) if gives_up else self.ingresses.end_move(talk))
 
     @rule(seconds=st.sampled_from([0.5, 0.5, 1.0, LEASE_S, 2 * LEASE_S + 1.0]))
     def time_passes(self, seconds: float) -> None:
@@ -113,7 +114,7 @@ class ClusterMachine(RuleBasedStateMachine):
         elif what == "router":
             self.run(world.restart_router())
         elif what == "ingress":
-            self.run(world.lose_ingress(INGRESSES[pick % 2]))
+            self.run(world.ingresses.lose(INGRESSES[pick % 2]))
         elif what == "drain" and any(view.replica == node.name for view in world.router.replicas()):
             world.router.drain(node.name)
         elif what in ("deaf", "far", "both"):
@@ -134,7 +135,8 @@ class ClusterMachine(RuleBasedStateMachine):
     def holds(self) -> None:
         if hasattr(self, "world"):
             self.world.check()
-            self.world.say_as_zombies()
+            self.ingresses.check()
+            self.ingresses.say_as_zombies()
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
@@ -151,7 +153,7 @@ class ClusterMachine(RuleBasedStateMachine):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _all_are_kept_and_nothing_is_left(self) -> None:
-        world = self.world
+        world, ingresses = self.world, self.ingresses
         # Peace: everybody is within reach, there is room, and ingresses do what they do.
         for node in list(world.nodes.values()):
             if not node.replica.healthy:
@@ -160,35 +162,35 @@ class ClusterMachine(RuleBasedStateMachine):
         for _ in range(2):
             await world.start(20)
         await world.pass_s(2 * LEASE_S)
-        for talk in list(world.talks.values()):
+        for talk in list(ingresses.talks.values()):
             if talk.parked:
-                if not await world.resume(talk, "i1"):
-                    world.forget(talk)  # it came too late, or both ends were lost at once: the one double fault
+                if not await ingresses.resume(talk, "i1"):
+                    ingresses.forget(talk)  # it came too late, or both ends were lost at once: the one double fault
                 continue
             for _ in range(10):
                 if not talk.lost:
                     break
-                await world.recover(talk)
+                await ingresses.recover(talk)
                 await world.pass_s(0.5)
             assert not talk.lost, f"{talk.session} was not taken in again"
             before = talk.heard
-            await world.end_move(talk)
-            await world.speak(talk, 2)
-            await world.feed(talk)
+            await ingresses.end_move(talk)
+            await ingresses.speak(talk, 2)
+            await ingresses.feed(talk)
             await world.pass_s(0.5)
             assert talk.heard == talk.journal.heard_frames > before, "it does not speak again"
         emptied = [node for node in world.nodes.values() if node.told_to_drain]
         for _ in range(10):  # a replica asks again and again: a next home reads some journals at a time
-            for talk in list(world.talks.values()):
+            for talk in list(ingresses.talks.values()):
                 if talk.home is not None and talk.home.node in emptied:
-                    await world.begin_move(talk)
-                    await world.end_move(talk)
+                    await ingresses.begin_move(talk)
+                    await ingresses.end_move(talk)
             await world.pass_s(0.5)
             if all(node.replica.drained for node in emptied):
                 break
         assert all(node.replica.drained for node in emptied), "a replica that was to be emptied is not"
-        for talk in list(world.talks.values()):
-            await world.leave(talk)
+        for talk in list(ingresses.talks.values()):
+            await ingresses.leave(talk)
         await world.pass_s(GRACE_S + 2 * LEASE_S)
         router = world.router
         assert router.status().busy == router.status().waiting == 0
