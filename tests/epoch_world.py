@@ -1,118 +1,31 @@
 """A cluster whose network is an adversary, for tests/unit/serving/test_epochs.py: who is given which epoch.
 
-The real router, one life after another, and what ingresses really ask with (`Holding`); replicas are their rules alone
-(`_Slots`). Whatever is said may be late: answers are lost, requests are cancelled, what was sent to a replica or to the
-router arrives when the adversary likes, in the order of its connection; replicas are cut off; routers die and forget.
+The real router, one life after another, and what ingresses really ask with (`Holding`); network and replicas are in
+tests/epoch_network.py. Whatever is said may be late: answers are lost, requests are cancelled, what was sent to a
+replica or to the router arrives when the adversary likes, in the order of its connection; replicas are cut off;
+routers die and forget.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.errors import NoCapacity, NotYours, ServingError, StaleEpoch
+from actors.errors import NotYours, ServingError
 from actors.messages import ReplicaReport, SlotReport
 from serving.holding import Holding, Place
 from serving.router import SessionRouter
-from serving.routing import AcquireRequest, Grant, ReplicaView, ResumeRequest, RouterConfig
+from serving.routing import Grant, RouterConfig
 from serving.tenants import Tenant
+from tests.epoch_network import SLOTS, Line, Network, Slots, Talk
 from tests.fake_clock import FakeClock, settle
 
 LEASE_S = 3.0
 PICK = st.integers(0, 1000)
 TENANT = Tenant("t")
-
-
-@dataclass
-class _Talk:
-    """A conversation at one ingress: what it holds, and where it believes to live."""
-
-    ingress: str
-    holding: Holding
-    home: Grant | None = None
-    next: Grant | None = None
-
-
-@dataclass
-class _Slots:
-    """A replica's rules: a higher epoch takes over, an equal one is the same asking again, a lower one is refused."""
-
-    name: str
-    held: dict[str, tuple[int, _Talk]] = field(default_factory=dict)
-    deaf: bool = False  # cut off from the router
-
-    def open(self, grant: Grant, talk: _Talk, *, adopt: bool) -> None:
-        known = self.held.get(grant.session)
-        if known is None and (adopt or len(self.held) == SLOTS):
-            return
-        if known is not None and grant.epoch < known[0]:
-            return
-        assert known is None or grant.epoch > known[0] or known[1] is talk, "an epoch opens a door for two owners"
-        self.held[grant.session] = (grant.epoch, talk)
-
-    def close(self, session: str, epoch: int) -> None:
-        """Everything up to this epoch."""
-        if session in self.held and self.held[session][0] <= epoch:
-            del self.held[session]
-
-
-SLOTS = 3
-
-
-class _Line:
-    """RouterPort of one ingress, over a network that may keep things for later, or lose an answer."""
-
-    def __init__(self, world: EpochMachine, ingress: str) -> None:
-        self.world, self.ingress = world, ingress
-
-    async def acquire(self, request: AcquireRequest) -> Grant:
-        return await self._answer(self.world.router.acquire(request))
-
-    async def prepare(self, request: AcquireRequest) -> Grant:
-        return await self._answer(self.world.router.prepare(request))
-
-    async def resume(self, request: ResumeRequest) -> Grant:
-        return await self._answer(self.world.router.resume(request))
-
-    async def commit(self, session: str, epoch: int) -> None:
-        await self.world.router.commit(session, epoch, self.ingress)
-        if self.world.loses_answers:
-            raise StaleEpoch("The answer was lost, and the next one says this.")
-
-    async def release(self, session: str, epoch: int, *, opened: bool) -> None:
-        self._tell(lambda: self.world.router.release(session, epoch, self.ingress, opened=opened))
-
-    async def abandon(self, session: str, after_epoch: int = 0) -> None:
-        self._tell(lambda: self.world.router.abandon(session, self.ingress, after_epoch))
-
-    async def unspend(self, session: str, epoch: int) -> None:
-        self._tell(lambda: self.world.router.unspend(session, epoch, self.ingress))
-
-    async def locate(self, session: str) -> Grant | None:
-        return await self.world.router.locate(session)
-
-    async def replicas(self) -> tuple[ReplicaView, ...]:
-        return self.world.router.replicas()
-
-    async def drain(self, replica: str) -> None:
-        self.world.router.drain(replica)
-
-    async def _answer(self, asked: Awaitable[Grant]) -> Grant:
-        grant = await asked
-        self.world.given(grant)
-        if self.world.loses_answers:
-            raise NoCapacity("The answer was lost.")
-        return grant
-
-    def _tell(self, what: Callable[[], None]) -> None:
-        self.world.wires.setdefault(self.ingress, []).append(what)
-        if not self.world.keeps:
-            self.world.deliver(self.ingress)
 
 
 class EpochMachine(RuleBasedStateMachine):
@@ -123,12 +36,10 @@ class EpochMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.clock = FakeClock()
         self.lives = 0
-        self.loses_answers = self.keeps = False
-        self.wires: dict[str, list[Callable[[], None]]] = {}  # who sends (and to which replica): what is on its way
-        self.replicas = {name: _Slots(name) for name in ("r1", "r2", "r3", "r4")}
-        self.talks: list[_Talk] = []
-        self.highest: dict[str, int] = {}  # that any router has given to a session
-        self.told: dict[tuple[str, int], tuple[str, _Talk]] = {}  # to whom an epoch was given, and where
+        self.network = Network()
+        self.replicas = {name: Slots(name) for name in ("r1", "r2", "r3", "r4")}
+        self.talks: list[Talk] = []
+        self.told: dict[tuple[str, int], tuple[str, Talk]] = {}  # to whom an epoch was given, and where
         self.router_dies()
         self._run(self._pass_s(2.0))
 
@@ -136,7 +47,7 @@ class EpochMachine(RuleBasedStateMachine):
 
     @rule(ingress=st.sampled_from(["i1", "i2"]))
     def caller_comes(self, ingress: str) -> None:
-        talk = self._talk(f"s{len(self.highest)}", ingress)
+        talk = self._talk(f"s{len(self.network.highest)}", ingress)
         grant = self._ask(talk, talk.holding.acquire(0.0))
         if grant is not None:
             self.talks.append(talk)
@@ -207,13 +118,13 @@ class EpochMachine(RuleBasedStateMachine):
 
     @rule(loses=st.sampled_from([False, False, True]), keeps=st.booleans())
     def network_changes(self, loses: bool, keeps: bool) -> None:
-        self.loses_answers, self.keeps = loses, keeps
+        self.network.loses_answers, self.network.keeps = loses, keeps
 
-    @precondition(lambda self: any(self.wires.values()))
+    @precondition(lambda self: self.network.busy)
     @rule(pick=PICK)
     def something_late_arrives(self, pick: int) -> None:
-        busy = [name for name, wire in self.wires.items() if wire]
-        self.deliver(busy[pick % len(busy)], one=True)
+        busy = self.network.busy
+        self.network.deliver(busy[pick % len(busy)], one=True)
 
     @rule()
     def router_dies(self) -> None:
@@ -247,10 +158,6 @@ class EpochMachine(RuleBasedStateMachine):
             for session, (epoch, talk) in replica.held.items():
                 assert self.told[session, epoch] == (replica.name, talk), "a home that was not given to it"
 
-    def given(self, grant: Grant) -> None:
-        """A router has decided so; whether anybody learns of it is another matter."""
-        self.highest[grant.session] = max(grant.epoch, self.highest.get(grant.session, 0))
-
     def teardown(self) -> None:
         if not hasattr(self, "told"):
             return
@@ -264,13 +171,11 @@ class EpochMachine(RuleBasedStateMachine):
             self.loop.close()
 
     def _peace(self) -> None:
-        self.loses_answers = self.keeps = False
-        for name in list(self.wires):
-            self.deliver(name)
+        self.network.make_peace()
         for replica in self.replicas.values():
             replica.deaf = False
         self._run(self._pass_s(3 * LEASE_S))
-        owners: dict[str, _Talk] = {}
+        owners: dict[str, Talk] = {}
         for talk in self.talks:
             home = talk.home
             if home is not None and self.replicas[home.replica].held.get(home.session) == (home.epoch, talk):
@@ -289,14 +194,6 @@ class EpochMachine(RuleBasedStateMachine):
 
     # ---- inside -----------------------------------------------------------------------------------------------
 
-    def deliver(self, wire: str, *, one: bool = False) -> None:
-        waiting = self.wires.get(wire, [])
-        while waiting:
-            with contextlib.suppress(ServingError):  # it had run out
-                waiting.pop(0)()
-            if one:
-                return
-
     def _run(self, what: Awaitable[object]) -> None:
         async def run() -> None:
             await what
@@ -304,16 +201,15 @@ class EpochMachine(RuleBasedStateMachine):
 
         self.loop.run_until_complete(run())
 
-    def _talk(self, session: str, ingress: str) -> _Talk:
-        holding = Holding(
-            _Line(self, ingress), Place(ingress, "elsewhere"), TENANT, session, self._later, self.clock, resumable=True
-        )
-        return _Talk(ingress, holding)
+    def _talk(self, session: str, ingress: str) -> Talk:
+        line = Line(ingress, lambda: self.router, self.network)
+        holding = Holding(line, Place(ingress, "elsewhere"), TENANT, session, self._later, self.clock, resumable=True)
+        return Talk(ingress, holding)
 
     def _later(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         return self.loop.create_task(coroutine)
 
-    def _pick(self, pick: int) -> _Talk:
+    def _pick(self, pick: int) -> Talk:
         return self.talks[pick % len(self.talks)]
 
     def _done(self, what: Awaitable[None]) -> bool:
@@ -329,7 +225,7 @@ class EpochMachine(RuleBasedStateMachine):
 
         return self.loop.run_until_complete(run())
 
-    def _ask(self, talk: _Talk, asked: Awaitable[Grant]) -> Grant | None:
+    def _ask(self, talk: Talk, asked: Awaitable[Grant]) -> Grant | None:
         """What it is given; a wait is given up."""
 
         async def ask() -> Grant | None:
@@ -346,23 +242,21 @@ class EpochMachine(RuleBasedStateMachine):
             key = grant.session, grant.epoch
             assert key not in self.told, "an epoch was given twice"
             self.told[key] = grant.replica, talk
-            assert grant.epoch == self.highest[grant.session], "an epoch was given that is not the highest"
+            assert grant.epoch == self.network.highest[grant.session], "an epoch was given that is not the highest"
         return grant
 
-    def _open(self, talk: _Talk, grant: Grant, *, adopt: bool = False) -> None:
+    def _open(self, talk: Talk, grant: Grant, *, adopt: bool = False) -> None:
         self._send(talk, grant, lambda replica: replica.open(grant, talk, adopt=adopt))
 
-    def _close(self, talk: _Talk, grant: Grant | None) -> None:
+    def _close(self, talk: Talk, grant: Grant | None) -> None:
         if grant is not None:
             self._send(talk, grant, lambda replica: replica.close(grant.session, grant.epoch))
 
-    def _send(self, talk: _Talk, grant: Grant, what: Callable[[_Slots], None]) -> None:
+    def _send(self, talk: Talk, grant: Grant, what: Callable[[Slots], None]) -> None:
         replica, name = self.replicas[grant.replica], f"{talk.ingress} → {grant.replica}"
-        self.wires.setdefault(name, []).append(lambda: what(replica))
-        if not self.keeps:
-            self.deliver(name)
+        self.network.send(name, lambda: what(replica))
 
-    def _report(self, replica: _Slots) -> None:
+    def _report(self, replica: Slots) -> None:
         if replica.deaf:
             return
         busy = tuple(
