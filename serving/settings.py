@@ -24,7 +24,9 @@ class ServeSettings(BaseSettings):
         "(random weights, generated on first use)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes CUDA where torch sees one")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="`auto`: bf16, on a CPU if it has numba")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="`auto`: bf16; on a CPU without numba fp32"
+    )
     slots: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
         "auto",
         description="conversations a replica holds at once; `auto`: what the GPU's memory holds, on a CPU 4",
@@ -39,10 +41,17 @@ class ServeSettings(BaseSettings):
         "auto", description="keys and values; `auto`: as computed; fp8, on CUDA, holds about twice the conversations"
     )
     kv_overcommit: float = Field(
-        1.0, ge=1, le=4, description="contexts promised for each there is memory for; above 1 calls move under pressure"
+        1.0,
+        ge=1,
+        le=4,
+        description="1: each slot has the memory of a full context; 1.5: three slots share that of two, and calls move "
+        "to another replica when it runs short",
     )
     kv_reserve_s: float = Field(
-        30.0, ge=1, le=300, description="with pages: how long every call must be able to go on when another is let in"
+        30.0,
+        ge=1,
+        le=300,
+        description="with kv_overcommit: seconds for which every call must have memory when another is let in",
     )
     threads_per_actor: int = Field(
         1,

@@ -25,41 +25,50 @@ def measure() -> None:
     """Measure this machine."""
 
 
-@app.command()
+# `--slots 1 4 16`: an option takes one value, so 4 and 16 are left over.
+@app.command(context_settings={"allow_extra_args": True})
 def frame(
+    context: typer.Context,
     slots: Annotated[
-        list[str] | None, typer.Option("--slots", metavar="N…", help="Conversations at once: 1 4 16, or 1,4,16.")
+        list[str] | None, typer.Option("--slots", metavar="N…", help="Conversations at once.", show_default="1 4 16")
     ] = None,
-    more: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads on a CPU; the server's actors use one each.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of torch, on a CPU. The server's actors have one each.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     checkpoint: Annotated[
-        str, typer.Option(help="Whose shape: demo, 7b, or a folder with a config.json. Weights are random either way.")
+        str, typer.Option(help="Which model's shape: demo, 7b, or a folder with a config.json. Weights are random.")
     ] = "demo",
-    context: Annotated[
+    contexts: Annotated[
         list[int] | None,
-        typer.Option("--context", min=1, help="Frames held already; default 10, 50 and 100 % of the window."),
+        typer.Option(
+            "--context",
+            min=1,
+            metavar="N",
+            help="Frames that each conversation holds already; repeatable.",
+            show_default="10, 50 and 100 % of the window",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON and nothing else.")] = False,
     plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture here.")] = None,
 ) -> None:
     """Milliseconds of one 80 ms frame: encode, frame step, decode.
 
-    Beside the step stands its roofline: the bytes it has to read over
-    the copy bandwidth of this device; ratio is how many times that it
-    takes. Prefill is a step in which one of the slots reads 64 frames of
-    its prompt. All figures are medians of the torch code alone, without
-    Ray or network, on random weights.
+    Beside the step stands its roofline: the bytes it has to read, over
+    the copy bandwidth of this device. The ratio says how many times as
+    long as that the step takes. Prefill is a step in which one of the
+    slots also reads 64 frames of its prompt. All figures are medians of
+    the model's code alone, without Ray or network, on random weights.
 
     \b
       personaplex bench frame
       personaplex bench frame --slots 1 4 16 --threads 1 --device cpu --json --plot frame.png
       personaplex bench frame --checkpoint 7b --slots 32 --device cuda
     """
-    # `--slots 1 4 16`: an option takes one value, so 4 and 16 arrive as arguments.
+    more = context.args
     if more and not slots:
         fail(f"what is {more[0]!r}? numbers of slots come after --slots", WRONG_USE)
-    counts = _numbers([*(slots or ["1", "4", "16"]), *(more or [])])
+    counts = _numbers([*(slots or ["1", "4", "16"]), *more])
 
     import torch
 
@@ -73,14 +82,14 @@ def frame(
         lm, mimi = shapes_of(checkpoint)
     except ValueError as error:
         fail(str(error), WRONG_USE)
-    contexts = sorted({min(frames, lm.window) for frames in context or default_contexts(lm)})
+    held = sorted({min(frames, lm.window) for frames in contexts or default_contexts(lm)})
     torch.set_num_threads(threads)
     rows: list[FrameRow] = []
     with err.status("measuring") as status:
         bench = FrameBench(lm, mimi, chosen, default_dtype(chosen))
         for count in counts:
             status.update(f"measuring {count} slots")
-            rows += bench.measure(count, contexts)
+            rows += bench.measure(count, held)
     if as_json:
         # The plain print: rich would wrap and colour it.
         print(json.dumps([row.as_dict() for row in rows], indent=1))
@@ -93,10 +102,12 @@ def frame(
 @app.command()
 def capacity(
     checkpoint: Annotated[
-        str, typer.Option(help="Whose shape: demo, 7b, or a folder with a config.json. Weights are random either way.")
+        str, typer.Option(help="Which model's shape: demo, 7b, or a folder with a config.json. Weights are random.")
     ] = "demo",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads on a CPU; the server's actors use one each.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of torch, on a CPU. The server's actors have one each.")
+    ] = 1,
     frames: Annotated[int, typer.Option(min=2, help="Frames measured for each number of conversations.")] = 300,
     limit: Annotated[int, typer.Option(min=1, help="Never try more conversations than this.")] = 128,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows here.")] = None,

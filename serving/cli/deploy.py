@@ -51,7 +51,8 @@ def deploy(
         ),
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Return when the last call on an ingress of the former build is over, too.")
+        bool,
+        typer.Option("--wait", help="Return only when the last call on an ingress of the former build is over, too."),
     ] = False,
 ) -> None:
     """Deploy on a running Ray cluster and leave; deploy again to roll out a change.

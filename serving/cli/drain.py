@@ -15,16 +15,18 @@ LOOK_EVERY_S = 0.25
 
 def drain(
     replica: Annotated[
-        str | None, typer.Argument(metavar="[REPLICA]", help="Its name, or as much of it as is unique.")
+        str | None, typer.Argument(metavar="REPLICA", help="Its name, or as much of it as is unique.")
     ] = None,
     all_on: Annotated[
         str | None,
         typer.Option("--all-on", metavar="NODE", help="All replicas of a node: its Ray id, or its address."),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Return when they are empty; 1 if they are not in time.")
+        bool, typer.Option("--wait", help="Return when they are empty; exit status 1 if that takes too long.")
     ] = False,
-    within_s: Annotated[float, typer.Option("--within", min=0.1, metavar="S", help="Longest --wait, in seconds.")] = 60,
+    within_s: Annotated[
+        float, typer.Option("--within", min=0.1, metavar="S", help="How long --wait waits, in seconds.")
+    ] = 60,
     server: ServerOption = DEFAULT_SERVER,
     key: KeyOption = None,
 ) -> None:
@@ -34,7 +36,7 @@ def drain(
     frame boundary as soon as another replica has a slot for it. A node
     that is about to go (a spot notice, maintenance) is emptied with
     --all-on, for example in a pod's preStop hook. On a server with keys
-    this needs one of a tenant with admin = true in the keys file.
+    this needs the key of a tenant with admin = true in the keys file.
 
     \b
       personaplex replicas

@@ -27,7 +27,7 @@ def loadtest(
     sessions: Annotated[int, typer.Option("--sessions", "-n", min=1, help="Conversations at once.")] = 4,
     seconds: Annotated[
         float,
-        typer.Option("--seconds", "-s", min=1, help="How long they talk once the last was dialled."),
+        typer.Option("--seconds", "-s", min=1, help="How long they talk after the last was dialled."),
     ] = 60.0,
     ramp: Annotated[
         float | None,
@@ -35,17 +35,24 @@ def loadtest(
     ] = None,
     speech: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="What callers say, over and over; repeatable.", show_default="four callers"),
+        typer.Option(
+            metavar="FILE",
+            help="Recording that callers play, over and over. Repeatable, in turn.",
+            show_default="four callers",
+        ),
     ] = None,
     voice: Annotated[
-        list[str] | None, typer.Option(help="Repeatable: callers take them in turn.", show_default="the server's")
+        list[str] | None,
+        typer.Option(help="Voice of the agent. Repeatable: callers take them in turn.", show_default="the server's"),
     ] = None,
     role: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT|@FILE", help="Repeatable, in turn.", show_default="the callers' own"),
+        typer.Option(
+            metavar="TEXT|@FILE", help="Who the agent is to be. Repeatable, in turn.", show_default="the callers' own"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Call i gets this seed + i.")] = 0,
-    key: Annotated[str | None, typer.Option(envvar="PERSONAPLEX_KEY", help="API key.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first call; each one after it has the next number.")] = 0,
+    key: Annotated[str | None, typer.Option(envvar="PERSONAPLEX_KEY", help="API key of the server.")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Generators that share the calls.", show_default="one for 100 calls")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-CHECKPOINT_HELP = "Folder, Hugging Face repository, demo, or demo-random."
+CHECKPOINT_HELP = "Folder, Hugging Face repository, demo (the small model that ships) or demo-random."
 
 Checkpoint = Annotated[
     str | None,
@@ -19,10 +19,17 @@ Host = Annotated[
 ]
 Slots = Annotated[
     str | None,
-    typer.Option(help="Conversations a replica holds at once; auto: what fits.", show_default="auto, 4 on a CPU"),
+    typer.Option(
+        help="Conversations that a replica holds at once; auto: what the GPU's memory holds.",
+        show_default="auto; on a CPU 4",
+    ),
 ]
 Accelerator = Annotated[
-    str | None, typer.Option(help="What a replica asks Ray for: H100, none, auto.", show_default="auto")
+    str | None,
+    typer.Option(
+        help="GPU that a replica asks Ray for: a type such as H100, or none.",
+        show_default="auto: H100 on CUDA, else none",
+    ),
 ]
 KeysFile = Annotated[
     Path | None, typer.Option(help="API keys with their tenants' limits.", show_default="none: open on loopback")

@@ -20,7 +20,7 @@ def replicas(
     """List the replicas of a running server: their slots, and what they hold.
 
     FREE is what the router may still give away there. On a server with
-    keys this needs one of a tenant with admin = true in the keys file.
+    keys this needs the key of a tenant with admin = true in its keys file.
 
     \b
       personaplex replicas

@@ -25,38 +25,61 @@ def serve(
     host: Host = None,
     slots: Slots = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.", show_default="auto")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the language model: auto, float32 or bfloat16.", show_default="auto: bfloat16"),
+    ] = None,
     attention_backend: Annotated[
-        str | None, typer.Option(help="auto, ours or vllm.", show_default="auto: the faster one that is right")
+        str | None,
+        typer.Option(
+            help="What computes attention: auto, ours or vllm.", show_default="auto: the fastest that is right"
+        ),
     ] = None,
     linear_backend: Annotated[
-        str | None, typer.Option(help="auto, ours, int8, onednn, vllm, vllm-int8, vllm-fp8.", show_default="auto")
+        str | None,
+        typer.Option(
+            help="What multiplies matrices: auto, ours, int8, onednn, vllm, vllm-int8 or vllm-fp8.",
+            show_default="auto: the fastest that is right",
+        ),
     ] = None,
     kv_dtype: Annotated[
-        str | None, typer.Option(help="Keys and values: auto, bfloat16 or fp8.", show_default="auto: as computed")
+        str | None,
+        typer.Option(
+            help="Keys and values: auto, bfloat16, or fp8 (CUDA), which holds about twice the calls.",
+            show_default="auto: as computed",
+        ),
     ] = None,
     kv_overcommit: Annotated[
-        float | None, typer.Option(help="Contexts promised for each there is memory for.", show_default="1")
+        float | None,
+        typer.Option(
+            help="1: each slot has the memory of a full context. 1.5: three slots share that of two, and calls move "
+            "to another replica when it runs short.",
+            show_default="1",
+        ),
     ] = None,
     max_replicas: Annotated[
         int | None, typer.Option(help="Most replicas autoscaling may start.", show_default="1")
     ] = None,
     accelerator: Accelerator = None,
     keys_file: KeysFile = None,
-    opus_complexity: Annotated[int | None, typer.Option(help="0 to 10.", show_default="5")] = None,
+    opus_complexity: Annotated[
+        int | None, typer.Option(help="The Opus encoder's effort, 0 to 10.", show_default="5")
+    ] = None,
     otlp_endpoint: Annotated[
         str | None, typer.Option(help="Where traces and metrics go (OTLP over HTTP).", show_default="nowhere")
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="DEBUG to ERROR.", show_default="WARNING")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.", show_default="WARNING")
+    ] = None,
     list_settings: Annotated[
-        bool, typer.Option("--list-settings", help="Print every setting with its default and leave.")
+        bool, typer.Option("--list-settings", help="Print every setting with its default, and leave.")
     ] = False,
 ) -> None:
     """Start Ray and the server on this machine and print where to talk.
 
-    Every setting, these and the rarer ones, also comes from the
-    environment as PERSONAPLEX_NAME; what is given here wins. Ctrl-C ends
-    the conversations and stops everything.
+    Every setting, these and the rarer ones (--list-settings), can also
+    come from the environment as PERSONAPLEX_NAME; what is given here
+    wins. Ctrl-C ends the conversations and stops everything.
 
     \b
       personaplex serve

@@ -26,11 +26,12 @@ FRAME_S = 0.08
 MOST_SEED = 2**63 - 1
 
 Temperature = Annotated[
-    float | None, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.", show_default="the checkpoint's")
+    float | None,
+    typer.Option(min=0, max=10, metavar="T", help="0: always the likeliest.", show_default="the checkpoint's"),
 ]
 TopK = Annotated[
     int | None,
-    typer.Option(min=1, metavar="K", help="Drawn among the K likeliest.", show_default="the checkpoint's"),
+    typer.Option(min=1, metavar="K", help="Draw among the K likeliest.", show_default="the checkpoint's"),
 ]
 
 
@@ -48,18 +49,20 @@ def talk(
     recording: Annotated[Path, typer.Argument(metavar="IN.wav", help="What the user says; any rate, any format.")],
     answer: Annotated[Path, typer.Argument(metavar="OUT.wav", help="Where the agent's voice goes: 24 kHz mono.")],
     voice: Annotated[
-        str, typer.Option(help="One of personaplex voices.", show_default="the checkpoint's first choice")
+        str, typer.Option(help="A name from `personaplex voices`.", show_default="the checkpoint's first choice")
     ] = "",
-    role: Annotated[str, typer.Option(metavar="TEXT|@FILE", help="Who the agent is to be.")] = "",
+    role: Annotated[
+        str, typer.Option(metavar="TEXT|@FILE", help="Who the agent is to be; @FILE: what stands there.")
+    ] = "",
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=MOST_SEED, metavar="N", help="Same seed, same answer. Drawn, and told, if not given."),
+        typer.Option(min=0, metavar="N", help="Same seed, same answer.", show_default="drawn, and printed"),
     ] = None,
     text: Annotated[
         Path | None, typer.Option(metavar="OUT.json", help="Also write the agent's words, with their times.")
     ] = None,
     server: Annotated[
-        str | None, typer.Option(metavar="URL", help="A running server, e.g. http://localhost:8998; in real time.")
+        str | None, typer.Option(metavar="URL", help="A running server, e.g. http://localhost:8998.")
     ] = None,
     key: Annotated[str | None, typer.Option(envvar="PERSONAPLEX_KEY", help="API key for --server.")] = None,
     checkpoint: Annotated[
@@ -86,6 +89,8 @@ def talk(
     """
     from loadtest.speech import UnreadableAudio, read_speech, write_wav
 
+    if seed is not None and seed > MOST_SEED:
+        fail(f"--seed: {seed} is too large, it may be {MOST_SEED} at most", WRONG_USE)
     asked = {
         "text_temperature": text_temperature,
         "text_top_k": text_topk,

@@ -28,8 +28,7 @@ from tests.small_checkpoint import write_small_checkpoint
 
 COMMANDS = [
     [], ["serve"], ["talk"], ["demo"], ["deploy"], ["drain"], ["loadtest"], ["replicas"], ["keys"], ["voices"],
-    ["voices", "add"], ["bench"],
-    ["bench", "frame"],
+    ["voices", "add"], ["evaluate"], ["bench"], ["bench", "frame"], ["bench", "capacity"],
 ]  # fmt: skip
 
 RANDOM = ("--checkpoint", "demo-random")
@@ -64,6 +63,7 @@ def test_help_explains_with_an_example(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage:" in result.output
+    assert "[]" not in result.output  # an argument without a name
     if command != ["bench"]:
         assert f"personaplex {' '.join(command)}".strip() in result.output
 
@@ -126,6 +126,9 @@ class TestTalk:
 
     def test_a_role_file_that_is_missing_is_named(self, question: Path) -> None:
         assert "nobody.txt" in error_of(run("talk", str(question), "out.wav", "--role", "@nobody.txt"), 2)
+
+    def test_a_seed_that_no_engine_takes_is_refused(self, question: Path) -> None:
+        assert "--seed" in error_of(run("talk", str(question), "out.wav", "--seed", str(2**63)), 2)
 
     def test_a_seed_that_is_no_number_is_refused(self, question: Path) -> None:
         result = run("talk", str(question), "out.wav", "--seed", "many")
