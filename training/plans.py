@@ -17,8 +17,6 @@ PLANS = {
     "counter": Plan(seed=9, roles=("cafe",), readings=True, names=0.15),
 }
 HELD_OUT_DIALOGUES = 48
-# What the language model that ships has learnt from: so many numbers of each plan, in this order.
-LM_DATA = {"first": 12_000, "counter": 1_000, "readings": 100, "again": 16_000}
 
 
 def script_of(plan: Plan, split: Split, index: int, speakable: Speakable | None = None) -> Script:

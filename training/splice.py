@@ -180,7 +180,7 @@ def main() -> None:
 def _write(folder: Path, name: str, scripts: list[Script], codec: Codec, bank: Bank, seed: int) -> None:
     """The shards of one side, in place of those that were there."""
     ready = [script for script in scripts if all(codec.pieces.complete(said) for said in said_in(script))]
-    shards = [(seed, ready[first : first + _PER_SHARD]) for seed in seeds for first in range(0, len(ready), _PER_SHARD)]
+    shards = [ready[first : first + _PER_SHARD] for first in range(0, len(ready), _PER_SHARD)]
     frames, written = 0, set()
     for number, shard in enumerate(shards):
         target = folder / f"{name}-{number:03d}.safetensors"
