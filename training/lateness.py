@@ -62,7 +62,9 @@ def waits(timeline: Timeline, laid: Mapping[Placed, tuple[int, int]]) -> list[tu
         if asked and before is not None and item.start - before.stop > _WAIT_S * RATE:
             found.append((-(-before.stop // FRAME_SAMPLES) + _REACTION, first - 1))
         if item.cut:
-            broke_in = max(o.start for o in timeline.placed if o.kind == "interruption" and o.start < item.stop)
+            breaks = [other.start for other in timeline.placed if other.kind == "interruption"]
+            # None where its last word had ended by itself, and the next one never began.
+            broke_in = next((start for start in breaks if item.start <= start < item.stop), item.stop)
             if item.stop - broke_in > _TALK_S * RATE:
                 found.append((broke_in // FRAME_SAMPLES + _REACTION, stop))
     return [(first, stop) for first, stop in found if first < stop]

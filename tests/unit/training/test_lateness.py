@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,8 @@ class TestWhatIsNotLearnt:
         talk = Turn("agent", ("a b c d",), gap_s=0.0)
         assert spans(talk, broke_in(0.16)) == []
         [(first, stop)] = spans(talk, broke_in(1.04))
+        # Here the voice had ended with "b", before the user began, and would have gone on with "c".
+        assert spans(talk, replace(broke_in(0.02), at=0.48)) == []
         # Broken into at 2.0 s, frame 25; "d" begins at 3.0, and the voice stops 0.06 s behind the yield.
         assert (first, stop) == (27, -(-round(3.1 * RATE) // FRAME_SAMPLES))
 
