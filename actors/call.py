@@ -57,7 +57,6 @@ class Call:
         self.next_in = journal.next_frame
         self.in_flight = 0
         self.last_in_s: float | None = None
-        self.misses = 0
         self.early: deque[Flight] = deque()  # frames that came before Ready
         self.held: list[Flight] = []  # frames that the engine has no memory for until it names the call ready again
         self._answers: deque[FrameOut] = deque(maxlen=ANSWERS_KEPT)

@@ -15,8 +15,7 @@
     │   └── UnknownReplica      unknown_replica     no replica of this name
     ├── ClientFault             client_fault        the conversation ended because of its own client
     │   ├── SlowClient          slow_client         it stopped reading
-    │   ├── IdleClient          idle_client         it sent nothing
-    │   └── TooFast             too_fast            it sends faster than real time
+    │   └── IdleClient          idle_client         it sent nothing
     ├── Lost                    lost                the conversation ended because of us
     │   ├── EngineLost          engine_lost         an actor that held its state died
     │   ├── ReplicaLost         replica_lost        the whole replica is out of reach
@@ -121,11 +120,6 @@ class SlowClient(ClientFault):
 class IdleClient(ClientFault):
     code = "idle_client"
     default_next_step = "Connect again, and send audio."
-
-
-class TooFast(ClientFault):
-    code = "too_fast"
-    default_next_step = "Send audio at the pace it was recorded."
 
 
 class Lost(ServingError):

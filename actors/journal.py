@@ -16,7 +16,6 @@ Nothing here touches a disk, and nothing is pickled: `from_bytes` reads what ano
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -168,9 +167,6 @@ class Journal:
             raise JournalError(f"a journal holds {MAX_CONTROLS} controls at most")
         self.controls.append(Control(frame, kind, tuple(values)))
 
-    def set_sampling(self, frame: int, sampling: Sampling) -> None:
-        self.control(frame, "sampling", _sampling_values(sampling))
-
     def anchor(self, frame: int, first_row: int) -> None:
         """The engine re-prefilled prompt + rows `first_row` … `frame` - 1: what came before is needed no more."""
         have = self.rows
@@ -245,10 +241,6 @@ class Journal:
             raise JournalError(f"an anchor at frame {self.anchor_frame} lies outside rows {self.first_row} … {n}")
         if self.first_row and not self.anchor_frame:
             raise JournalError(f"a journal without an anchor begins at row {self.first_row}, not at 0")
-
-    def fingerprint(self) -> int:
-        """CRC-32 of the rows: two copies that agree on it, and on `next_frame`, continue alike."""
-        return zlib.crc32(self.rows.array().tobytes(), self.first_row)
 
 
 def _sampling_values(s: Sampling) -> tuple[float, int, float, int]:

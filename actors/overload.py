@@ -82,11 +82,6 @@ class Overload:
         self._forget(now_s)
         return _quantile([ms for _, _, ms in self._recent], 0.99) if self._enough else None
 
-    def predicted_ms(self, now_s: float, conversations: int) -> float | None:
-        """p99 with so many conversations, from p99 now and what each one more has cost; None with too few frames."""
-        outlook = self._outlook(now_s)
-        return None if outlook is None else outlook.with_(conversations)
-
     def room(self, now_s: float, conversations: int, free: int) -> int:
         """How many of `free` slots may be given away while `conversations` are here, those not live yet included."""
         while self._owed_s and self._owed_s[0] < now_s - self.settings.window_s:

@@ -270,10 +270,6 @@ class Replica:
         """The conversations held, by slot."""
         return self._calls.report()
 
-    def deadline_misses(self) -> dict[int, int]:
-        """Slot → frames that took longer than 80 ms, of the conversation that holds it now."""
-        return {call.lease.slot: call.misses for call in self._calls}
-
     def journal(self, session: str, epoch: int) -> Journal:
         """The replica's copy of a conversation's journal. Raises UnknownSession."""
         return self._calls.held(session, epoch).journal

@@ -117,7 +117,6 @@ class StageLoops:
             self._overload.observe(now_s, sum(call.ready is not None for call in self._book), frame_ms)
         self._metrics.observe_frame_ms(frame_ms)
         if frame_ms > FRAME_S * 1000.0:
-            call.misses += 1
             self._metrics.deadline_miss(call.lease.slot)
         out = FrameOut(
             key=call.key(flight.key.frame),

@@ -200,8 +200,3 @@ class ConverseStage(Protocol):
     def clear(self) -> None:
         """Closes whatever is open."""
         ...
-
-
-def empty_batch(width: int) -> StageBatch:
-    """A batch of no entries, for a stage whose rows are `width` wide."""
-    return StageBatch((), np.zeros((0, width), dtype=np.int16))

@@ -85,7 +85,6 @@ _SINE_HZ, _SINE_AMPLITUDE = 440.0, 0.5
 _CONSTANT = 0.25  # of each of the 17 summed embeddings
 _PAD_BIAS = 2.8  # most frames say nothing, as in speech: text would otherwise scroll by at 12.5 tokens a second
 _UNREADABLE = slice(4, 260)  # the tokenizer's raw bytes
-_TEXT_LOGIT_SPREAD = 1.0
 
 # Standard deviation of each kind of weight, times the square root of its fan-in; the first pattern that matches
 # holds. Chosen so that activations stay near 1 through all layers.

@@ -86,11 +86,6 @@ class Conversation:
     def frames_answered(self) -> int:
         return self.journal.next_frame
 
-    @property
-    def audio_frames_dropped(self) -> int:
-        """80 ms frames whose audio the client was too slow for."""
-        return self._queue.dropped_frames
-
     # What a protocol handler does
 
     async def ready(self) -> Ready:

@@ -10,8 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -69,13 +68,6 @@ class LocalServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
-
-
-@contextmanager
-def local_server(settings: ServeSettings) -> Iterator[str]:
-    """`start_local` for a block; gives the URL."""
-    with start_local(settings) as server:
-        yield server.url
 
 
 def start_local(settings: ServeSettings, *, ready_timeout_s: float = READY_TIMEOUT_S) -> LocalServer:

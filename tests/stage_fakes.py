@@ -14,6 +14,7 @@ from graphs.stages import Past, PromptInfo, SessionSpec, StageBatch
 
 Rows = npt.NDArray[np.int16]
 CARD = 2048  # values that a code can have
+NO_FRAMES = StageBatch((), np.zeros((0, 8), dtype=np.int16))
 
 
 class FakeLane:

@@ -29,7 +29,6 @@ class Seen:
     next_frame: int = 0
     apart: bool = True  # as last told: slot and journal are on two nodes, and one's death does not take both
     looks: int = 0
-    failed_looks: int = 0
     trouble: str = ""  # why the last look that failed did
 
     def add(self, journal: dict[str, Any]) -> None:
@@ -102,11 +101,9 @@ async def look(admin: AdminClient, session: str, seen: Seen) -> bool:
     try:
         seen.add(await admin.journal(session, max(0, seen.last - 1)))
     except httpx.HTTPStatusError as error:
-        seen.failed_looks += 1
         seen.trouble = f"HTTP {error.response.status_code} from {error.request.url.path}: {error.response.text[:200]}"
         return False
     except (httpx.HTTPError, KeyError, ValueError) as error:
-        seen.failed_looks += 1
         seen.trouble = f"{type(error).__name__}: {error}"
         return False
     return True

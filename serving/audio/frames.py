@@ -17,11 +17,6 @@ class FrameAssembler:
     def __init__(self) -> None:
         self._rest: npt.NDArray[np.int16] = _EMPTY
 
-    @property
-    def waiting_samples(self) -> int:
-        """0 … 1919 samples that wait for their frame to fill."""
-        return len(self._rest)
-
     def push(self, pcm: npt.NDArray[np.int16]) -> Iterator[npt.NDArray[np.int16]]:
         """PCM [any] int16 → frames [1920] int16, each an array of its own. Takes the chunk at once, yields lazily."""
         pending = np.concatenate((self._rest, pcm)) if len(self._rest) else pcm

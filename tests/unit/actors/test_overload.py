@@ -135,7 +135,7 @@ def test_any_history_gives_a_room(frames: list[tuple[int, float]], conversations
         policy.observe(i * 0.01, count, ms)
     room = policy.room(len(frames) * 0.01, conversations, free)
     assert 0 <= room <= free
-    predicted = policy.predicted_ms(len(frames) * 0.01, conversations + 1)
-    assert predicted is not None
+    outlook = policy._outlook(len(frames) * 0.01)
+    assert outlook is not None
     if room:
-        assert predicted < FRAME_BUDGET_MS
+        assert outlook.with_(conversations + room) < FRAME_BUDGET_MS

@@ -14,10 +14,10 @@ from graphs.anchors import AnchorPolicy
 from graphs.backends import Backends
 from graphs.kv_pressure import MIGRATE_ONE, KVPressure
 from graphs.slot_engine import SlotEngine, StepOut
-from graphs.stages import FrameKey, MemoryReport, Past, PromptInfo, SessionSpec, StageBatch, Verdict, empty_batch
+from graphs.stages import FrameKey, MemoryReport, Past, PromptInfo, SessionSpec, StageBatch, Verdict
 from tests.actor_fakes import Bench, alone, frame_in, heard
 from tests.fake_clock import settle
-from tests.stage_fakes import CARD, FakeEngine
+from tests.stage_fakes import CARD, NO_FRAMES, FakeEngine
 from tests.unit.graphs.small import SMALL, small_model
 from tests.unit.graphs.test_kv_pressure import alone as engine_alone
 from tests.unit.graphs.test_kv_pressure import prompt_of, words
@@ -70,7 +70,7 @@ def test_a_stage_answers_parked_frames_with_need_and_says_when_they_may_come_aga
         talking = [session for session in SESSIONS if session in live and len(said[session]) < frames]
         keys = tuple(FrameKey(session, 1, len(said[session])) for session in talking)
         codes = [words(SESSIONS.index(session), len(said[session])) for session in talking]
-        reply = stage.step(StageBatch(keys, np.stack(codes)) if keys else empty_batch(8))
+        reply = stage.step(StageBatch(keys, np.stack(codes)) if keys else NO_FRAMES)
         for session, verdict, detail, tokens in zip(
             talking, reply.frames.verdicts, reply.frames.details, reply.frames.data, strict=True
         ):
@@ -103,7 +103,7 @@ def test_a_full_stage_refuses_a_new_call_and_holds_nothing_of_it() -> None:
     for slot, session in enumerate("abc"):
         stage.open(session, 1, slot, SessionSpec("v", "", slot))
     while len(engine.slots._prefilling):
-        stage.step(empty_batch(8))
+        stage.step(NO_FRAMES)
     for frame in range(400):
         keys = tuple(FrameKey(session, 1, frame) for session in "abc")
         stage.step(StageBatch(keys, np.stack([words(slot, frame) for slot in range(3)])))

@@ -232,7 +232,6 @@ async def test_a_frame_that_takes_longer_than_80_ms_is_counted_against_its_slot(
         assert [round(out.replica_ms, 3) for out in sink.frames] == [0.0, 81.0]
         assert bench.metrics.frame_ms == [out.replica_ms for out in sink.frames]
         assert dict(bench.metrics.misses) == {1: 1}
-        assert bench.replica.deadline_misses() == {0: 0, 1: 1}
 
 
 # ---- retries, order, bounds ----

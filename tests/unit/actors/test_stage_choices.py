@@ -12,9 +12,10 @@ from actors.stage_build import build_engine
 from actors.stage_config import StageConfig
 from graphs.kv_pressure import RESERVE_S
 from graphs.sampling import HAS_NUMBA
-from graphs.stages import FrameKey, SessionSpec, StageBatch, Verdict, empty_batch
+from graphs.stages import FrameKey, SessionSpec, StageBatch, Verdict
 from models.checkpoint import load_checkpoint
 from serving.settings import ServeSettings
+from tests.stage_fakes import NO_FRAMES
 
 RANDOM = "demo-random"  # it babbles: two conversations soon differ
 
@@ -31,7 +32,7 @@ def first_words(config: StageConfig) -> tuple[str, np.ndarray]:
     voice = load_checkpoint(RANDOM, parts=frozenset()).voices.names()[0]
     stage, description = build_engine(config)
     stage.open("a", 1, 1, SessionSpec(voice, "", 3))
-    while not stage.step(empty_batch(8)).ready:
+    while not stage.step(NO_FRAMES).ready:
         pass
     said, reports = [], 0
     for frame in range(10):
@@ -68,8 +69,8 @@ def test_how_long_calls_must_be_able_to_go_on_is_the_operators() -> None:
     for reserve_s in (4.0, 20.0):
         stage, _ = build_engine(StageConfig(slots=3, kv_overcommit=1.5, kv_reserve_s=reserve_s))
         stage.open("a", 1, 1, SessionSpec(voice, "", 3))
-        replies = [stage.step(empty_batch(8))]
+        replies = [stage.step(NO_FRAMES)]
         while not replies[-1].ready:
-            replies.append(stage.step(empty_batch(8)))
+            replies.append(stage.step(NO_FRAMES))
         left = {reply.memory.seconds_left for reply in replies if reply.memory is not None}
         assert left == {reserve_s}  # there is room: it looks no further ahead

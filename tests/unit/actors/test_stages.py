@@ -10,8 +10,8 @@ import torch
 from actors.codec_stage import DecoderStage, EncoderStage
 from actors.converse_stage import EngineStage
 from actors.errors import BadRequest, JournalError, StaleEpoch
-from graphs.stages import CodecPast, CodecStage, ConverseStage, FrameKey, SessionSpec, StageBatch, Verdict, empty_batch
-from tests.stage_fakes import CARD, FakeDecoderLane, FakeEncoderLane, FakeEngine
+from graphs.stages import CodecPast, CodecStage, ConverseStage, FrameKey, SessionSpec, StageBatch, Verdict
+from tests.stage_fakes import CARD, NO_FRAMES, FakeDecoderLane, FakeEncoderLane, FakeEngine
 
 Rows = npt.NDArray[np.int16]
 SLOTS = 3
@@ -33,7 +33,7 @@ def primed(*sessions: str) -> tuple[FakeEngine, EngineStage]:
     engine, stage = engine_stage()
     for slot, session in enumerate(sessions):
         stage.open(session, 1, slot, SPEC)
-    stage.step(empty_batch(8))
+    stage.step(NO_FRAMES)
     return engine, stage
 
 
@@ -112,7 +112,7 @@ def test_a_batch_of_the_wrong_width_or_type_is_refused_whole() -> None:
 def test_a_conversation_is_ready_once_its_prompt_is_in() -> None:
     _, stage = engine_stage(prompt_steps=3)
     assert stage.open("a", 1, 0, SPEC) == (30, "hash-of-v")
-    replies = [stage.step(empty_batch(8)) for _ in range(3)]
+    replies = [stage.step(NO_FRAMES) for _ in range(3)]
     assert [reply.pending for reply in replies] == [1, 1, 0]
     assert [reply.ready for reply in replies] == [(), (), (("a", 1),)]
 
@@ -121,7 +121,7 @@ def test_a_frame_before_ready_is_told_to_wait() -> None:
     _, stage = engine_stage(prompt_steps=2)
     stage.open("a", 1, 0, SPEC)
     assert stage.step(batch(8, ("a", 1, 0, 1))).frames.verdicts == (Verdict.NEED,)
-    stage.step(empty_batch(8))
+    stage.step(NO_FRAMES)
     assert stage.step(batch(8, ("a", 1, 0, 1))).frames.verdicts == (Verdict.DONE,)
 
 
@@ -150,28 +150,28 @@ def test_a_bad_prompt_is_refused_with_the_engines_sentence_and_holds_nothing() -
         stage.open("a", 1, 0, SessionSpec("v", "bad", 1))
     assert not engine.open_slots
     stage.open("b", 1, 0, SPEC)
-    assert stage.step(empty_batch(8)).ready == (("b", 1),)
+    assert stage.step(NO_FRAMES).ready == (("b", 1),)
 
 
 def test_opening_again_has_ready_said_again() -> None:
     _, stage = primed("a")
-    assert stage.step(empty_batch(8)).ready == ()
+    assert stage.step(NO_FRAMES).ready == ()
     assert stage.open("a", 1, 0, SPEC) == (10, "hash-of-v")
-    assert stage.step(empty_batch(8)).ready == (("a", 1),)
-    assert stage.step(empty_batch(8)).ready == ()
+    assert stage.step(NO_FRAMES).ready == (("a", 1),)
+    assert stage.step(NO_FRAMES).ready == ()
     stage.open("a", 1, 0, SPEC)
     stage.close("a", 1)
-    assert stage.step(empty_batch(8)).ready == ()
+    assert stage.step(NO_FRAMES).ready == ()
 
 
 def test_closing_during_the_prompt_frees_the_slot() -> None:
     engine, stage = engine_stage(prompt_steps=5)
     stage.open("a", 1, 0, SPEC)
-    stage.step(empty_batch(8))
+    stage.step(NO_FRAMES)
     stage.close("a", 1)
     stage.close("a", 1)
     assert not engine.open_slots
-    assert stage.step(empty_batch(8)).pending == 0
+    assert stage.step(NO_FRAMES).pending == 0
 
 
 def test_a_takeover_begins_again() -> None:

@@ -255,11 +255,12 @@ def test_a_snapshot_is_the_journal_as_of_its_last_answer() -> None:
         journal.heard(number, spoken(number))
         if number < 90:
             journal.take(model.step(FrameKey("s", 1, number), spoken(number)))
-    journal.set_sampling(7, SPEC.sampling)
+    journal.control(7, "mute", [1])
     before = journal.to_bytes()
     rebuilt = Journal.from_bytes(snapshot(journal, 1.6), 1.6)
     assert rebuilt.heard_frames == rebuilt.next_frame == journal.next_frame == 90
-    assert rebuilt.fingerprint() == journal.fingerprint()
+    assert rebuilt.first_row == journal.first_row
+    assert np.array_equal(rebuilt.rows.array(), journal.rows.array())
     assert np.array_equal(rebuilt.pending, journal.pending)
     assert rebuilt.controls == journal.controls
     assert rebuilt.agent_codes.start == 70

@@ -195,7 +195,6 @@ async def test_a_slow_reader_loses_oldest_audio_and_then_the_conversation() -> N
             await conversation.send(PCM)
             stage.answer(frame, text="w" if frame == 3 else "")
             await stage.clock.advance(0.08)
-        assert conversation.audio_frames_dropped == 100
         assert not watching.done()
         frames = conversation.frames()
         first, second = await anext(frames), await anext(frames)
