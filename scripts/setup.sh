@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with everything pinned in pyproject.toml. Called by the Makefile, which remembers that it was done.
 #   scripts/setup.sh VENV STAMP
-# PYTHON=… picks the interpreter; TORCH_INDEX=URL adds an index for torch alone (see README, "On a laptop").
+# PYTHON=… picks the interpreter; TORCH_INDEX=URL adds an index for torch alone (see README, "Two commands").
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1 stamp=$2
