@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Key = tuple[str, int]  # session, epoch
 
@@ -66,6 +66,38 @@ class Lease:
     former_epoch: int | None = None  # resumed, and its replica has yet to learn it: it reports this epoch or a later
     attempt: str = ""  # which of its owner's attempts to resume it was granted
     former_owner: str = ""  # whose it was then: until the replica has learnt of the next one, the journal is there
+
+    @classmethod
+    def of(cls, claim: Claim, epoch: int, replica: str, now_s: float, last: Lease | None) -> Lease:
+        """What is granted to this claim. `last`: the session's active lease, or else the one that it had last."""
+        # A resume that came to nothing has used a serial up: its client may have learnt of either.
+        serial = claim.serial if last is None else max(claim.serial, last.serial)
+        unproven = last is not None and last.serial == serial and (last.unproven or claim.serial < serial)
+        return cls(
+            claim.session, epoch, claim.tenant, claim.owner, replica, now_s, claim.after_epoch,
+            claim.rebuilt, claim.suspect, claim.resumable, serial, unproven,
+        )  # fmt: skip
+
+    @classmethod
+    def of_report(cls, slot: Reported, replica: str, now_s: float, *, adopted: bool) -> Lease:
+        """What a slot must have been granted that its replica reports, and of which nothing else is known."""
+        return cls(
+            slot.session, slot.epoch, slot.tenant, slot.owner, replica, now_s, slot.epoch,
+            rebuilt=not slot.live, serial=slot.serial, adopted=adopted, confirmed=True,
+            live_s=now_s if slot.live else None,
+        )  # fmt: skip
+
+    def resumed(self, epoch: int, owner: str, serial: int, attempt: str, now_s: float) -> Lease:
+        """The same slot for another owner, of which its replica has yet to learn."""
+        first = self.former_epoch is None  # else it has not learnt of this one either
+        return replace(
+            self, epoch=epoch, owner=owner, serial=serial, unproven=False, granted_s=now_s,
+            # The former owner may be the same ingress, and nothing that it asks for as such counts any more.
+            after_epoch=epoch,
+            former_epoch=self.epoch if first else self.former_epoch,
+            former_owner=self.owner if first else self.former_owner,
+            adopted=False, attempt=attempt,
+        )  # fmt: skip
 
     @property
     def key(self) -> Key:

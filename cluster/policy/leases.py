@@ -152,15 +152,7 @@ class LeaseTable:
         self._end(self._pending.get(session), now_s)
         epoch = self._epochs.next(session, lease.epoch, lease)
         self._remove(lease)
-        former_epoch = lease.epoch if lease.former_epoch is None else lease.former_epoch
-        # after_epoch: the former owner may be the same ingress, and nothing that it asks for as such counts any more.
-        former_owner = lease.owner if lease.former_epoch is None else lease.former_owner
-        taken = replace(
-            lease, epoch=epoch, owner=owner, serial=serial + 1, unproven=False, granted_s=now_s,
-            after_epoch=epoch, former_epoch=former_epoch, former_owner=former_owner, adopted=False,
-            attempt=attempt,
-        )  # fmt: skip
-        return self._insert(self._active, taken)
+        return self._insert(self._active, lease.resumed(epoch, owner, serial + 1, attempt, now_s))
 
     def unspend(self, session: str, epoch: int, owner: str) -> None:
         """The serial that this resume used is good again, as good as the one that it gave: its client may have learnt
@@ -244,13 +236,7 @@ class LeaseTable:
     def _next(self, claim: Claim, replica: str, now_s: float) -> Lease:
         last = self._last(claim.session)
         epoch = self._epochs.next(claim.session, claim.after_epoch, last)
-        # A resume that came to nothing has used a serial up: its client may have learnt of either.
-        serial = claim.serial if last is None else max(claim.serial, last.serial)
-        unproven = last is not None and last.serial == serial and (last.unproven or claim.serial < serial)
-        return Lease(
-            claim.session, epoch, claim.tenant, claim.owner, replica, now_s, claim.after_epoch,
-            claim.rebuilt, claim.suspect, claim.resumable, serial, unproven,
-        )  # fmt: skip
+        return Lease.of(claim, epoch, replica, now_s, last)
 
     def _resumed(self, replica: str, key: Key) -> Lease | None:
         lease = self._active.get(key[0])
@@ -280,13 +266,8 @@ class LeaseTable:
             return False
         self._end(self._pending.get(slot.session), now_s)
         self._end(self._active.get(slot.session), now_s)
-        live_s = now_s if slot.live else None
-        lease = Lease(
-            slot.session, slot.epoch, slot.tenant, slot.owner, replica, now_s, slot.epoch,
-            rebuilt=not slot.live, serial=slot.serial, adopted=revived is None or revived.adopted, confirmed=True,
-            live_s=live_s,
-        )  # fmt: skip
-        self._insert(self._active, lease)
+        adopted = revived is None or revived.adopted
+        self._insert(self._active, Lease.of_report(slot, replica, now_s, adopted=adopted))
         return True
 
     def _lose(self, lease: Lease, now_s: float, *, silent: bool = False) -> None:
