@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    several = "; all of them; or several by turns in one run: engine+drain"
+    several = "; all: each of them in turn; engine+drain: several by turns in one run"
     parser.add_argument("scenario", nargs="+", metavar="SCENARIO", help=", ".join(SCENARIOS) + several)
     parser.add_argument("--sessions", type=int, default=8, help="conversations at once (default 8)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each lasts (default 60)")
