@@ -18,10 +18,11 @@ from training.kokoro import RATE
 from training.script import YIELD_S, Script, Turn
 from training.timeline import Placed, Timeline
 
-LATE_ANSWERS, LATE_YIELDS, BREAK_INS = 0.15, 0.25, 0.35  # shares of the turns that could
-_ANSWER_S, _YIELD_S = (0.7, 3.0), (0.4, 1.3)
+LATE_ANSWERS, LATE_YIELDS, BREAK_INS = 0.25, 0.25, 0.5  # shares of the turns that could
+HEARD_OUT = 0.4  # of users' murmurs stay: they sound as interruptions begin, and an agent that waits to know is late
+_YIELD_S = (0.3, 0.9)
 _LONG_ENOUGH = 8  # words of an answer that a user breaks into instead of hearing it out
-_WAIT_S, _TALK_S = 0.6, 0.35  # longer than any script has an agent wait, or talk on
+_WAIT_S, _TALK_S = 0.45, 0.28  # longer than any script has an agent wait, or talk on
 _REACTION = 2  # frames in which nobody can have heard it yet
 
 
@@ -30,12 +31,14 @@ def missed(script: Script, rng: np.random.Generator) -> Script:
     turns: list[Turn] = []
     for turn in script.turns:
         before = next((other for other in reversed(turns) if other.kind != "backchannel"), None)
-        draw, late_s, at = float(rng.random()), float(rng.uniform(*_ANSWER_S)), float(rng.uniform(0.2, 0.85))
+        draw, late_s, at = float(rng.random()), _late_s(rng), float(rng.uniform(0.2, 0.85))
+        if turn.kind == "backchannel" and turn.speaker == "user" and draw >= HEARD_OUT:
+            continue
         if turn.kind == "interruption" and draw < LATE_YIELDS:
             turn = replace(turn, yield_s=float(rng.uniform(*_YIELD_S)))
         elif turn.kind == "turn" and turn.speaker == "agent" and before is not None:
             if before.speaker == "user" and before.kind != "aside" and draw < LATE_ANSWERS:
-                turn = replace(turn, gap_s=round(late_s, 2))
+                turn = replace(turn, gap_s=late_s)
         elif turn.kind == "turn" and turn.speaker == "user" and turns and turns[-1] is before:
             long = before.speaker == "agent" and len(before.parts[0].split()) >= _LONG_ENOUGH
             if long and draw < BREAK_INS:
@@ -44,6 +47,12 @@ def missed(script: Script, rng: np.random.Generator) -> Script:
                 turn = replace(turn, kind="interruption", at=at, yield_s=yield_s)
         turns.append(turn)
     return replace(script, turns=tuple(turns))
+
+
+def _late_s(rng: np.random.Generator) -> float:
+    """Mostly just missed: what it does in the next half second is what its user notices."""
+    late_s = rng.uniform(1.0, 4.0) if rng.random() < 0.2 else 0.5 + rng.exponential(0.35)
+    return round(min(float(late_s), 4.0), 2)
 
 
 def waits(timeline: Timeline, laid: Mapping[Placed, tuple[int, int]]) -> list[tuple[int, int]]:

@@ -273,7 +273,8 @@ class _Writer:
 
     def _agent(self, text: str) -> None:
         # About a fifth of a second between turns is what people do (Stivers et al. 2009); the frame adds 80 ms.
-        self._say("agent", text, gap_s=self._gap(0.2, 0.5))
+        # Hardly more or less: a model that spreads its chances over half a second lets it pass.
+        self._say("agent", text, gap_s=self._gap(0.2, 0.36))
 
     def _say(self, speaker: Speaker, text: str, *, gap_s: float, kind: Kind = "turn") -> None:
         self.turns.append(Turn(speaker, (text,), gap_s=gap_s, kind=kind))

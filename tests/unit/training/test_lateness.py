@@ -37,11 +37,21 @@ def spans(*turns: Turn) -> list[tuple[int, int]]:
 
 ASKS, ANSWERS = Turn("user", ("one two",), gap_s=0.0), ("three four",)
 LONG = Turn("agent", ("a b c d e f g h",), gap_s=0.4)
+MURMUR = Turn("user", ("mhm",), kind="backchannel", at=0.5)
+
+
+def floor(script: Script) -> list[Turn]:
+    """All but what the user murmurs, some of which is left out."""
+    return [turn for turn in script.turns if (turn.speaker, turn.kind) != ("user", "backchannel")]
+
+
+def said(script: Script) -> list[tuple[str, tuple[str, ...]]]:
+    return [(turn.speaker, turn.parts) for turn in floor(script)]
 
 
 class TestWhatIsNotLearnt:
     def test_an_answer_in_time_is_learnt_whole(self) -> None:
-        assert spans(ASKS, Turn("agent", ANSWERS, gap_s=0.5)) == []
+        assert spans(ASKS, Turn("agent", ANSWERS, gap_s=0.36)) == []
 
     def test_of_a_late_one_the_wait_is_not_but_that_it_begins_is(self) -> None:
         # The question ends at 2.0 s, frame 25; the answer begins at 4.0 s, frame 50, announced in frame 49.
@@ -79,28 +89,32 @@ class TestWhatIsMissed:
 
     def test_everybody_says_what_they_said(self, scripts: list[tuple[Script, Script]]) -> None:
         for before, after in scripts:
-            assert [turn.parts for turn in before.turns] == [turn.parts for turn in after.turns]
-            assert [turn.speaker for turn in before.turns] == [turn.speaker for turn in after.turns]
+            assert said(before) == said(after)
 
     def test_some_answers_come_late_and_some_users_break_in(self, scripts: list[tuple[Script, Script]]) -> None:
-        pairs = [pair for before, after in scripts for pair in zip(before.turns, after.turns, strict=True)]
+        pairs = [pair for before, after in scripts for pair in zip(floor(before), floor(after), strict=True)]
         late = [b for a, b in pairs if b.speaker == "agent" and b.kind == "turn" and b.gap_s != a.gap_s]
         broken = [(a, b) for a, b in pairs if a.kind == "turn" and b.kind == "interruption"]
         slow = [b for a, b in pairs if a.kind == "interruption" and b.yield_s != a.yield_s]
         answers = [a for a, _ in pairs if a.speaker == "agent" and a.kind == "turn"]
-        assert 0.05 < len(late) / len(answers) < 0.2
-        assert all(0.7 <= turn.gap_s <= 3.0 for turn in late)
+        assert 0.1 < len(late) / len(answers) < 0.25
+        assert all(0.5 <= turn.gap_s <= 4.0 for turn in late)
         assert len(broken) > 20
         assert all(b.speaker == "user" for _, b in broken)
         assert slow
-        assert all(turn.yield_s >= 0.4 for turn in slow)
+        assert all(turn.yield_s >= 0.3 for turn in slow)
+
+    def test_some_murmurs_stay(self, scripts: list[tuple[Script, Script]]) -> None:
+        were = sum(len(before.turns) - len(floor(before)) for before, _ in scripts)
+        are = sum(len(after.turns) - len(floor(after)) for _, after in scripts)
+        assert 0.25 < are / were < 0.55
 
     def test_who_breaks_in_does_so_into_something_long(self) -> None:
         for seed in range(40):
             short = missed(dialogue(Turn("agent", ("a b",)), ASKS), np.random.default_rng(seed))
             assert short.turns[1] == ASKS
-            murmured = dialogue(LONG, Turn("user", ("mhm",), kind="backchannel", at=0.5), ASKS)
-            assert missed(murmured, np.random.default_rng(seed)).turns[2] == ASKS
+            murmured = missed(dialogue(LONG, MURMUR, ASKS), np.random.default_rng(seed)).turns
+            assert MURMUR not in murmured or murmured[2] == ASKS
         kinds = {missed(dialogue(LONG, ASKS), np.random.default_rng(seed)).turns[1].kind for seed in range(40)}
         assert kinds == {"turn", "interruption"}
 
