@@ -24,7 +24,7 @@ _YIELD_S = (0.16, 0.4)
 
 @dataclass(frozen=True)
 class FalseStart:
-    """The first frames of an answer, laid elsewhere; unlearnt: the frames in which it begins, from and to."""
+    """The first frames of an answer, laid elsewhere; unlearnt: its frames, and the one before."""
 
     answer: Placed
     frame: int
@@ -48,8 +48,9 @@ def false_starts(timeline: Timeline, rng: np.random.Generator) -> list[FalseStar
             continue
         start = before.stop + round(float(rng.uniform(*_GAP_S)) * RATE)
         stop = min(after.start + round(float(rng.uniform(*_YIELD_S)) * RATE), start + answer.samples)
-        first, resumed = round(start / FRAME_SAMPLES), after.start // FRAME_SAMPLES
+        first = round(start / FRAME_SAMPLES)
         frames = max(1, round(stop / FRAME_SAMPLES) - first)
-        # The sign that a word comes stands in the frame before; and a voice takes a frame to be heard.
-        found.append(FalseStart(answer, first, frames, (max(0, first - 1), resumed + 1)))
+        # The sign that a word comes stands in the frame before. That it speaks on beside the user is not learnt either:
+        # a model that had been silent in the pause would begin to speak whenever its user went on.
+        found.append(FalseStart(answer, first, frames, (max(0, first - 1), first + frames)))
     return found

@@ -8,6 +8,7 @@ under somebody who broke in. So some answers come late here, and some agents yie
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from training.kokoro import RATE
 from training.script import YIELD_S, Script, Turn
 from training.timeline import Placed, Timeline
 
-LATE_ANSWERS, LATE_YIELDS, BREAK_INS = 0.25, 0.25, 0.5  # shares of the turns that could
+LATE_ANSWERS, LATE_YIELDS, BREAK_INS = 0.4, 0.25, 0.5  # shares of the turns that could
 HEARD_OUT = 0.4  # of users' murmurs stay: they sound as interruptions begin, and an agent that waits to know is late
 _YIELD_S = (0.3, 0.9)
 _LONG_ENOUGH = 8  # words of an answer that a user breaks into instead of hearing it out
@@ -27,9 +28,11 @@ _REACTION = 2  # frames in which nobody can have heard it yet
 
 
 def missed(script: Script, rng: np.random.Generator) -> Script:
-    """The same script with some answers and yields late, and some users breaking in with what they say next."""
+    """The same script with some answers and yields late, some users breaking in, and every user's turn answered."""
     turns: list[Turn] = []
-    for turn in script.turns:
+    for turn, after in itertools.zip_longest(script.turns, script.turns[1:]):
+        if _unanswered(turn, after):
+            continue
         before = next((other for other in reversed(turns) if other.kind != "backchannel"), None)
         draw, late_s, at = float(rng.random()), _late_s(rng), float(rng.uniform(0.2, 0.85))
         if turn.kind == "backchannel" and turn.speaker == "user" and draw >= HEARD_OUT:
@@ -49,9 +52,14 @@ def missed(script: Script, rng: np.random.Generator) -> Script:
     return replace(script, turns=tuple(turns))
 
 
+def _unanswered(turn: Turn, after: Turn | None) -> bool:
+    """Whether a user goes on without an answer: whoever learns that such turns exist takes others for one."""
+    return (turn.speaker, turn.kind) == ("user", "turn") and (after is None or after.speaker == "user")
+
+
 def _late_s(rng: np.random.Generator) -> float:
-    """Mostly just missed: what it does in the next half second is what its user notices."""
-    late_s = rng.uniform(1.0, 4.0) if rng.random() < 0.2 else 0.5 + rng.exponential(0.35)
+    """Half of them just missed: what it does in the next half second is what its user notices."""
+    late_s = rng.uniform(0.8, 4.0) if rng.random() < 0.5 else 0.5 + rng.exponential(0.35)
     return round(min(float(late_s), 4.0), 2)
 
 

@@ -117,8 +117,8 @@ def test_an_answer_begun_in_a_pause_is_broken_off_and_given_again_at_the_end(tmp
         said += 1
         assert frames(2.4) + 3 <= early[0] <= frames(2.4) + 7, "as soon as it takes the pause for an end"
         assert frames(resumed) < early[-1] + 1 <= frames(resumed) + 6, "it yields"
-        assert not learnt[early[0] - 1 : frames(resumed)].any(), "that it begins is not learnt"
-        assert learnt[frames(resumed) + 1 :].all(), "that it stops, and answers, is"
+        assert not learnt[early[0] - 1 : early[-1] + 1].any(), "that it begins and speaks is not learnt"
+        assert learnt[early[-1] + 1 :].all(), "that it stops, and answers, is"
         assert learnt[: early[0] - 1].all()
         first = table[early[0], 0]
         assert first == TOKENS.encode("x")[0]
