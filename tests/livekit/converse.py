@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import time
 import wave
 from typing import Any
@@ -109,7 +110,9 @@ def main() -> None:
     parser.add_argument("--voice", default="NATF2")
     parser.add_argument("--role", default="You are a helpful assistant.")
     parser.add_argument("--seed", type=int)
-    print(json.dumps(asyncio.run(converse(parser.parse_args()))))
+    print(json.dumps(asyncio.run(converse(parser.parse_args()))), flush=True)
+    # LiveKit's native threads panic now and then when the interpreter is taken apart beneath them: it is not.
+    os._exit(0)
 
 
 if __name__ == "__main__":
