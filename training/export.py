@@ -34,11 +34,11 @@ NOTICE = (
     "little, and makes many mistakes. None of PersonaPlex's published figures holds for it."
 )
 
-# What a client gets that names no other. At the published .7 and .8 a model that has learnt so little spreads its
-# chances too far: on held-out dialogues the same weights made word salad there, whole sentences here (training.sample).
-# Top-k stays as published.
-SAMPLING = Sampling(text_temperature=0.4, audio_temperature=0.6)
-# What a chooser offers. It has learnt a café's counter as well, and garbles what it says there: see the model card.
+# What a client gets that names no other. The less its codes are left to chance, the better its words are understood: of
+# a café's 52, 46, 37 and 31 % were misheard at audio temperatures of .8, .6, .4 and .25 (step 12,082). With text at .6
+# no more were than at .4. Top-k stays as published.
+SAMPLING = Sampling(text_temperature=0.6, audio_temperature=0.3)
+# What a chooser offers. It has learnt a café's counter as well, and tells other prices than its prompt's.
 ROLES = {"teacher": "Teacher", "friend": "Good conversation"}
 CARD = Path(__file__).with_name("model_card.md")
 README = "README.md"

@@ -36,7 +36,7 @@ from training.plans import PLANS, held_out_of, script_of
 from training.readings import ROLE as READER
 from training.roles import Split
 from training.script import Script
-from training.text_stream import text_stream
+from training.text_stream import EARLY_S, text_stream
 from training.timeline import Placed, Timeline, lay_out
 
 _PER_SHARD = 500
@@ -79,7 +79,7 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
         words = _lay(table, item, piece, first, heard)
         if item.speaker == "agent":
             spoken += words
-            laid[item] = (first, first + (len(piece.codes) if heard is None else heard))
+            laid[item] = (first + _lead(item, piece), first + (len(piece.codes) if heard is None else heard))
     learnt = np.ones(frames, dtype=np.bool_)
     for span in waits(timeline, laid) if script.split == "train" else []:
         learnt[slice(*span)] = False
@@ -98,10 +98,20 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
 def _lay(table: Codes, item: Placed, piece: Piece, first: int, heard: int | None) -> list[Word]:
     """Lays an utterance, or its first `heard` frames, from frame `first` on. Returns its words as they sound there."""
     first = max(0, first)
-    codes = piece.codes[:heard][: len(table) - first]
-    table[first : first + len(codes), AGENT if item.speaker == "agent" else USER] = codes
+    # An agent's breath before its first word is left out. The word is announced while the voice is silent: so whether
+    # it begins is for the text to say, and not for a code that hardly differs from silence.
+    lead = _lead(item, piece) if item.speaker == "agent" else 0
+    codes = piece.codes[lead:heard][: len(table) - first - lead]
+    table[first + lead : first + lead + len(codes), AGENT if item.speaker == "agent" else USER] = codes
     shift = (first * FRAME_SAMPLES + piece.offset - item.start) / RATE
     return [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in item.words]
+
+
+def _lead(item: Placed, piece: Piece) -> int:
+    """Frames of an utterance before the one in which its first word begins."""
+    if not item.words:
+        return 0
+    return int((piece.offset / RATE + item.words[0].start_s - item.start / RATE + EARLY_S) * RATE / FRAME_SAMPLES)
 
 
 def _heard(item: Placed, offset: int) -> int | None:

@@ -68,7 +68,7 @@ def test_what_is_exported_loads_as_what_was_trained(state: Path) -> None:
 
 def test_it_says_how_it_wants_to_be_sampled(state: Path) -> None:
     run(state)
-    assert load_checkpoint(state / "out", parts=frozenset()).sampling == Sampling(0.4, 25, 0.6, 250)
+    assert load_checkpoint(state / "out", parts=frozenset()).sampling == Sampling(0.6, 25, 0.3, 250)
 
 
 def test_it_suggests_the_roles_it_learnt(state: Path) -> None:
