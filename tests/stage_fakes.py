@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,13 +18,13 @@ CARD = 2048  # values that a code can have
 NO_FRAMES = StageBatch((), np.zeros((0, 8), dtype=np.int16))
 
 
-class FakeLane:
+class FakeLane(ABC):
     """What a rebuild asks of a lane beside its work. These remember everything, so they are rebuilt from the start."""
 
     group, run_most = 4, 1
 
-    def run(self, slots: Sequence[int], data: Rows) -> Rows:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self, slots: Sequence[int], data: Rows) -> Rows: ...
 
     def replay(self, slots: Sequence[int], data: Rows, *, outputs: bool) -> None:
         del outputs

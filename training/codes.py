@@ -34,7 +34,7 @@ from training.codec_model import CONFIG, codes_digest
 from training.dialogues import dialogue_path, load_description
 from training.folders import state_folder, write_json
 from training.kokoro import Word
-from training.plans import HELD_OUT_DIALOGUES, PLANS
+from training.plans import HELD_OUT_DIALOGUES, to_speak
 from training.roles import Split, load_common
 from training.script import AGENT_VOICES
 from training.state import load_state
@@ -183,7 +183,7 @@ def work(codec: Path, job: Job) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plan", choices=sorted(PLANS), default="first")
+    parser.add_argument("--plan", choices=to_speak(), default="first")
     parser.add_argument("--dialogues", type=int, default=600)
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--codec", type=Path, default=state_folder() / "codec")

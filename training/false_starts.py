@@ -24,12 +24,20 @@ _YIELD_S = (0.16, 0.4)
 
 @dataclass(frozen=True)
 class FalseStart:
-    """The first frames of an answer, laid elsewhere; unlearnt: its frames, and the one before."""
+    """The first frames of an answer, laid elsewhere."""
 
     answer: Placed
     frame: int
     frames: int
-    unlearnt: tuple[int, int]
+
+    @property
+    def unlearnt(self) -> tuple[int, int]:
+        """(from, to): its frames, and the one before.
+
+        The sign that a word comes stands in the frame before. That it speaks on beside the user is not learnt either:
+        a model that had been silent in the pause would begin to speak whenever its user went on.
+        """
+        return max(0, self.frame - 1), self.frame + self.frames
 
 
 def false_starts(timeline: Timeline, rng: np.random.Generator) -> list[FalseStart]:
@@ -50,7 +58,5 @@ def false_starts(timeline: Timeline, rng: np.random.Generator) -> list[FalseStar
         stop = min(after.start + round(float(rng.uniform(*_YIELD_S)) * RATE), start + answer.samples)
         first = round(start / FRAME_SAMPLES)
         frames = max(1, round(stop / FRAME_SAMPLES) - first)
-        # The sign that a word comes stands in the frame before. That it speaks on beside the user is not learnt either:
-        # a model that had been silent in the pause would begin to speak whenever its user went on.
-        found.append(FalseStart(answer, first, frames, (max(0, first - 1), first + frames)))
+        found.append(FalseStart(answer, first, frames))
     return found

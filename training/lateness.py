@@ -40,7 +40,7 @@ def missed(script: Script, rng: np.random.Generator) -> Script:
         if turn.kind == "interruption" and draw < LATE_YIELDS:
             turn = replace(turn, yield_s=float(rng.uniform(*_YIELD_S)))
         elif turn.kind == "turn" and turn.speaker == "agent" and before is not None:
-            if before.speaker == "user" and before.kind != "aside" and draw < LATE_ANSWERS:
+            if _asks(before) and draw < LATE_ANSWERS:
                 turn = replace(turn, gap_s=late_s)
         elif turn.kind == "turn" and turn.speaker == "user" and turns and turns[-1] is before:
             long = before.speaker == "agent" and len(before.parts[0].split()) >= _LONG_ENOUGH
@@ -50,6 +50,11 @@ def missed(script: Script, rng: np.random.Generator) -> Script:
                 turn = replace(turn, kind="interruption", at=at, yield_s=yield_s)
         turns.append(turn)
     return replace(script, turns=tuple(turns))
+
+
+def _asks(before: Turn | Placed) -> bool:
+    """Whether the agent, whose turn is next, answers it."""
+    return before.speaker == "user" and before.kind != "aside"
 
 
 def _unanswered(turn: Turn, after: Turn | None) -> bool:
@@ -75,8 +80,7 @@ def waits(timeline: Timeline, laid: Mapping[Placed, tuple[int, int]]) -> list[tu
             continue
         earlier = [other for other in timeline.placed if other.kind != "backchannel" and other.stop <= item.start]
         before = max(earlier, key=lambda other: other.stop, default=None)
-        asked = before is not None and before.speaker == "user" and before.kind != "aside"
-        if asked and before is not None and item.start - before.stop > _WAIT_S * RATE:
+        if before is not None and _asks(before) and item.start - before.stop > _WAIT_S * RATE:
             found.append((-(-before.stop // FRAME_SAMPLES) + _REACTION, first - 1))
         if item.cut:
             breaks = [other.start for other in timeline.placed if other.kind == "interruption"]

@@ -36,7 +36,7 @@ from training.plans import PLANS, held_out_of, script_of
 from training.readings import ROLE as READER
 from training.roles import Split
 from training.script import Script
-from training.text_stream import EARLY_S, text_stream
+from training.text_stream import frame_of, text_stream
 from training.timeline import Placed, Timeline, lay_out
 
 _PER_SHARD = 500
@@ -76,31 +76,33 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
         variant = user if item.speaker == "user" else int(rng.integers(len(VARIANTS[item.speaker])))
         piece = codec.pieces.get(Said(item.speaker, item.voice, item.text), variant)
         first, heard = round((item.start - piece.offset) / FRAME_SAMPLES), _heard(item, piece.offset)
-        words = _lay(table, item, piece, first, heard)
+        lead = _lead(item, piece)
+        words = _lay(table, item, piece, first, lead, heard)
         if item.speaker == "agent":
             spoken += words
-            laid[item] = (first + _lead(item, piece), first + (len(piece.codes) if heard is None else heard))
+            laid[item] = (first + lead, first + (len(piece.codes) if heard is None else heard))
     learnt = np.ones(frames, dtype=np.bool_)
-    for span in waits(timeline, laid) if script.split == "train" else []:
-        learnt[slice(*span)] = False
-    early = false_starts(timeline, np.random.default_rng([seed, script.index, 8])) if script.split == "train" else []
-    for start in early:
-        answer = start.answer
-        piece = codec.pieces.get(Said(answer.speaker, answer.voice, answer.text), 0)
-        until_s = (start.frame + start.frames) * FRAME_SAMPLES / RATE
-        spoken += [w for w in _lay(table, answer, piece, start.frame, start.frames) if w.start_s < until_s]
-        learnt[slice(*start.unlearnt)] = False
+    if script.split == "train":
+        for span in waits(timeline, laid):
+            learnt[slice(*span)] = False
+        for start in false_starts(timeline, np.random.default_rng([seed, script.index, 8])):
+            answer = start.answer
+            piece = codec.pieces.get(Said(answer.speaker, answer.voice, answer.text), 0)
+            words = _lay(table, answer, piece, start.frame, _lead(answer, piece), start.frames)
+            until_s = (start.frame + start.frames) * FRAME_SAMPLES / RATE
+            spoken += [word for word in words if word.start_s < until_s]
+            learnt[slice(*start.unlearnt)] = False
     spoken.sort(key=lambda word: word.start_s)
     table[:, 0] = text_stream([word for word in spoken if word.start_s >= 0], frames, codec.tokenizer.encode)
     return table, learnt
 
 
-def _lay(table: Codes, item: Placed, piece: Piece, first: int, heard: int | None) -> list[Word]:
-    """Lays an utterance, or its first `heard` frames, from frame `first` on. Returns its words as they sound there."""
+def _lay(table: Codes, item: Placed, piece: Piece, first: int, lead: int, heard: int | None) -> list[Word]:
+    """Lays an utterance, or its first `heard` frames, from frame `first` on, but for its first `lead` frames.
+
+    Returns its words as they sound there.
+    """
     first = max(0, first)
-    # An agent's breath before its first word is left out. The word is announced while the voice is silent: so whether
-    # it begins is for the text to say, and not for a code that hardly differs from silence.
-    lead = _lead(item, piece) if item.speaker == "agent" else 0
     codes = piece.codes[lead:heard][: len(table) - first - lead]
     table[first + lead : first + lead + len(codes), AGENT if item.speaker == "agent" else USER] = codes
     shift = (first * FRAME_SAMPLES + piece.offset - item.start) / RATE
@@ -108,10 +110,14 @@ def _lay(table: Codes, item: Placed, piece: Piece, first: int, heard: int | None
 
 
 def _lead(item: Placed, piece: Piece) -> int:
-    """Frames of an utterance before the one in which its first word begins."""
-    if not item.words:
+    """Frames that are left out: of an agent's utterance, those before the one in which its first word begins.
+
+    The word is announced while the voice is silent: so whether it begins is for the text to say, and not for the codes
+    of a breath, which hardly differ from silence.
+    """
+    if item.speaker != "agent" or not item.words:
         return 0
-    return int((piece.offset / RATE + item.words[0].start_s - item.start / RATE + EARLY_S) * RATE / FRAME_SAMPLES)
+    return frame_of(piece.offset / RATE + item.words[0].start_s - item.start / RATE)
 
 
 def _heard(item: Placed, offset: int) -> int | None:

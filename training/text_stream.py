@@ -10,7 +10,12 @@ import numpy.typing as npt
 from models.config import FRAMES_PER_S, TEXT_END_OF_PAD, TEXT_PAD
 from training.kokoro import Word
 
-EARLY_S = 0.02  # a word that sounds from the last moment of a frame on is the next frame's
+_EARLY_S = 0.02  # a word that sounds from the last moment of a frame on is the next frame's
+
+
+def frame_of(start_s: float) -> int:
+    """The frame in which a word begins."""
+    return int((start_s + _EARLY_S) * FRAMES_PER_S)
 
 
 def text_stream(words: Sequence[Word], frames: int, encode: Callable[[str], Sequence[int]]) -> npt.NDArray[np.int16]:
@@ -23,7 +28,7 @@ def text_stream(words: Sequence[Word], frames: int, encode: Callable[[str], Sequ
     free = 0  # the first frame not yet written to
     for word in words:
         ids = list(encode(word.text))
-        start = max(int((word.start_s + EARLY_S) * FRAMES_PER_S), free)
+        start = max(frame_of(word.start_s), free)
         if start >= frames:
             break
         if start > 0 and stream[start - 1] == TEXT_PAD:

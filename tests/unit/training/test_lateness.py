@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 
 from models.config import FRAME_SAMPLES
-from training.kokoro import RATE, Utterance, Word
+from tests.unit.training.hand_made import spoken
+from training.kokoro import RATE
 from training.lateness import missed, waits
 from training.plans import PLANS
 from training.script import Plan, Script, Turn, write_script
 from training.timeline import Placed, Timeline, lay_out
-
-
-def spoken(voice: str, text: str) -> Utterance:
-    """A second for each word."""
-    words = tuple(Word(word, float(i), i + 0.9) for i, word in enumerate(text.split()))
-    return Utterance(np.zeros(len(words) * RATE, dtype=np.int16), words)
 
 
 def dialogue(*turns: Turn) -> Script:

@@ -14,6 +14,7 @@ from models.config import FRAME_SAMPLES, TEXT_END_OF_PAD, TEXT_PAD
 from models.demo_checkpoint import TOKENIZER
 from models.prompt import AGENT, USER
 from models.tokenizer import TextTokenizer
+from tests.unit.training.hand_made import spoken
 from training.kokoro import RATE, Utterance, Word
 from training.pieces import LEAD, TAIL, VARIANTS, Pieces, Said, played, recorded
 from training.script import Script, Turn
@@ -23,12 +24,6 @@ from training.timeline import Timeline, lay_out
 SILENCE = np.arange(8, dtype=np.int16)
 BETWEEN = [np.full((50, 8), 50 + line, dtype=np.int16) for line in range(len(VARIANTS["user"]))]
 TOKENS = TextTokenizer(TOKENIZER)
-
-
-def spoken(voice: str, text: str) -> Utterance:
-    """A second for each word."""
-    words = tuple(Word(word, float(i), i + 0.9) for i, word in enumerate(text.split()))
-    return Utterance(np.full(len(words) * RATE, 1000, dtype=np.int16), words)
 
 
 def codec(folder: Path, said: dict[Said, int], offset: int = 0) -> Codec:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from training.kokoro import RATE, Utterance, Word
+from tests.unit.training.hand_made import spoken
+from training.kokoro import RATE
 from training.script import Script, Turn
 from training.timeline import TAIL_S, Placed, agent_words, lay_out
-
-
-def spoken(voice: str, text: str) -> Utterance:
-    """A second for each word."""
-    words = tuple(Word(word, float(i), i + 0.9) for i, word in enumerate(text.split()))
-    return Utterance(np.zeros(len(words) * RATE, dtype=np.int16), words)
 
 
 def timeline(*turns: Turn) -> list[Placed]:
