@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from training.folders import FROZEN, REPOSITORY, Log, state_folder
+from training.plans import SAID_AGAIN, SPOKEN
 from training.setup_env import VENV
 
 app = typer.Typer(
@@ -20,10 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Train the small demo model: data → hearing → freeze → codes → lm and codec → export. Every stage resumes.",
 )
-
-# What the language model that ships has learnt from: so many numbers of each plan (training/plans.py).
-_SPOKEN = {"first": 12_000, "counter": 1_000, "readings": 100}
-_SAID_AGAIN = {"again": 16_000}
 
 Minutes = Annotated[float, typer.Option(help="Length of this piece in minutes; 0: until the stage is done.")]
 Dialogues = Annotated[int, typer.Option(help="How many dialogues of the plan.")]
@@ -105,14 +102,14 @@ def codes(plan: PlanName = "first", dialogues: Dialogues = 600) -> None:
 @app.command()
 def speak(workers: Annotated[int, typer.Option(help="Processes that speak.")] = 2) -> None:
     """Speak what the language model's dialogues need: some hours; to be stopped whenever there is enough."""
-    for plan, dialogues in _SPOKEN.items():
+    for plan, dialogues in SPOKEN.items():
         _stage("bank", "--plan", plan, "--dialogues", str(dialogues), "--workers", str(workers), heavy=True)
 
 
 @app.command()
 def splice(workers: Annotated[int, typer.Option(help="Processes that encode utterances.")] = 2) -> None:
     """Put the language model's dialogues together from encoded utterances, as far as they are spoken."""
-    for plan, dialogues in (_SPOKEN | _SAID_AGAIN).items():
+    for plan, dialogues in (SPOKEN | SAID_AGAIN).items():
         _stage("splice", "--plan", plan, "--dialogues", str(dialogues), "--workers", str(workers), heavy=True)
 
 

@@ -46,12 +46,14 @@ class LMPreset:
 # Sequences end where the first column leaves the window: behind that the model has forgotten who it is.
 PRESETS = {
     "cpu": LMPreset(
-        Drawing(batch=4, part=1, longest=LM.window - 1, hide=0.2, deaf=0.5, far=0.25, readings=0.2, late=0.1),
+        Drawing(
+            batch=4, part=1, longest=LM.window - 1, hide=0.2, deaf=0.5, far=0.25, readings=0.2, lessons=0.3, late=0.1
+        ),
         steps=6_000,
         peak=8e-4,
     ),
     "cuda": LMPreset(
-        Drawing(batch=32, part=32, longest=LM.window - 1, hide=0.2, deaf=0.5, readings=0.2, late=0.1),
+        Drawing(batch=32, part=32, longest=LM.window - 1, hide=0.2, deaf=0.5, readings=0.2, lessons=0.3, late=0.1),
         steps=16_000,
         peak=8e-4,
     ),
@@ -102,7 +104,9 @@ def train(
     """One piece of the run: resumes from `folder`, trains until the piece is over, leaves state and log there."""
     data, unseen = EncodedDialogues(codes, "train"), EncodedDialogues(codes, "held_out")
     # Always the same ones, nothing hidden.
-    judged = dataclasses.replace(preset.drawing, batch=_VALIDATED, hide=0.0, deaf=0.0, far=1.0, readings=0.0, late=0.0)
+    judged = dataclasses.replace(
+        preset.drawing, batch=_VALIDATED, hide=0.0, deaf=0.0, far=1.0, readings=0.0, lessons=0.0, late=0.0
+    )
     judged_batch = draw(unseen, CONFIG, judged, np.random.default_rng(2))
     run, log = LMRun(folder, workers, device, seed), Log(folder / "log.jsonl")
     hours = data.frames / FRAMES_PER_S / 3600

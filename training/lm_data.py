@@ -76,6 +76,11 @@ class Item:
     reading: bool = False  # its words follow from nothing: they are not learnt
     learnt: npt.NDArray[np.bool_] | None = None  # [frames]; None: all of them
 
+    @property
+    def lesson(self) -> bool:
+        """Whether its agent has no voice: `training.listening`."""
+        return bool((self.frames[:, AGENT] == NO_INPUT).all())
+
 
 class EncodedDialogues:
     """The shards of one side, and the voices' prompts. Written by training/codes.py."""
@@ -87,7 +92,8 @@ class EncodedDialogues:
             raise FileNotFoundError(f"{folder} has no {side} dialogues: run `python -m training.codes` first")
         self.items = [item for path in paths for item in _items(load_file(path))]
         self.readings = [item for item in self.items if item.reading]
-        self.dialogues = [item for item in self.items if not item.reading] or self.readings
+        self.lessons = [item for item in self.items if item.lesson]
+        self.dialogues = [item for item in self.items if not (item.reading or item.lesson)] or self.readings
         stored = load_file(folder / "voices.safetensors")
         self.silence = tuple(stored["silence"].tolist())
         self.sine = tuple(stored["sine"].tolist())
@@ -117,7 +123,8 @@ def columns_of(
 ) -> Sequence:
     """A dialogue as the model reads it: columns [P + frames, 17] int16, and what each column's tokens count [.., 9].
 
-    The prompt's columns count nothing; in the first live one, the delayed codes still belong to the prompt.
+    The prompt's columns count nothing; in the first live one, the delayed codes still belong to the prompt. A code
+    that is not there (NO_INPUT) is neither shown nor learnt.
     """
     prompt = build_prompt(
         config, VoicePrompt("training", codes=voice), item.role.tolist(), silence_codes=silence, sine_codes=sine
@@ -133,6 +140,7 @@ def columns_of(
     table[:, 1] = weights.semantic
     table[:, 2 : 1 + NEAR] = weights.near
     table[:, 1 + NEAR :] = weights.far
+    table[live[:, :GENERATED] == NO_INPUT] = 0.0
     table[0, delayed[:GENERATED]] = 0.0
     if item.learnt is not None:
         before_learnt = np.concatenate([item.learnt[:1], item.learnt[:-1]])
@@ -151,6 +159,7 @@ class Drawing:
     deaf: float = 0.0  # of the time, to itself
     far: float = 1.0  # of the frames, whose codes behind the first NEAR are learnt, too
     readings: float = 0.0  # of the sequences, where there are any
+    lessons: float = 0.0  # of the sequences, where there are any
     late: float = 0.0  # of the sequences begin behind no prompt, as it is when a conversation has outlived the window
     weights: Weights = field(default_factory=Weights)
 
@@ -205,8 +214,7 @@ def draw(data: EncodedDialogues, config: LMConfig, how: Drawing, rng: np.random.
     """A training batch: random dialogues, each behind one of its voice's prompts."""
     sequences = []
     for _ in range(how.batch):
-        own = data.readings if data.readings and rng.random() < how.readings else data.dialogues
-        item = own[int(rng.integers(len(own)))]
+        item = _any_of(data, how, rng)
         prompts = data.prompts[item.voice]
         voice = prompts[int(rng.integers(len(prompts)))]
         sequence = columns_of(config, item, voice, data.silence, data.sine, how.weights)
@@ -216,6 +224,17 @@ def draw(data: EncodedDialogues, config: LMConfig, how: Drawing, rng: np.random.
     counted = torch.cat([part.weights for part in parts])
     totals = torch.stack([counted[:, 0].sum(), (counted[:, 1] > 0).sum()]).clamp(min=1.0)
     return LMBatch(parts, totals)
+
+
+def _any_of(data: EncodedDialogues, how: Drawing, rng: np.random.Generator) -> Item:
+    kind = rng.random()
+    if data.readings and kind < how.readings:
+        own = data.readings
+    elif data.lessons and kind > 1.0 - how.lessons:
+        own = data.lessons
+    else:
+        own = data.dialogues
+    return own[int(rng.integers(len(own)))]
 
 
 def batches(

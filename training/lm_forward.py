@@ -138,20 +138,23 @@ class States(NamedTuple):
     """What the heads read, fp32."""
 
     text: Tensor  # [1, rows, dim]
-    near: Tensor  # [NEAR, rows, depformer_dim]
-    far: Tensor  # [8 - NEAR, chosen rows, depformer_dim]
+    near: Tensor  # [NEAR, voiced rows, depformer_dim]
+    far: Tensor  # [8 - NEAR, chosen rows among them, depformer_dim]
 
 
-def states(model: LanguageModel, inputs: Tensor, rows: Tensor, following: Tensor, chosen: Tensor) -> States:
+def states(
+    model: LanguageModel, inputs: Tensor, rows: Tensor, following: Tensor, voiced: Tensor, chosen: Tensor
+) -> States:
     """inputs [batch, time, 17] int64; rows [n] int64: flat indices b * time + t of columns whose successor is to be
-    predicted, none of them a sequence's last; following [n, 9]: those successors' text and agent codes; chosen [n]
-    bool: where all eight codes are predicted, and not the first NEAR alone. Matrices may be bf16 while embeddings and
-    norms are fp32; the residual streams always are.
+    predicted, none of them a sequence's last; following [n, 9]: those successors' text and agent codes; voiced [n]
+    bool: where codes are predicted, and not the text alone; chosen [n] bool: where these are all eight, and not the
+    first NEAR. Matrices may be bf16 while embeddings and norms are fp32; the residual streams always are.
     """
     batch, time, _ = inputs.shape
     hidden = temporal(model, inputs).reshape(batch * time, -1)[rows]
-    whole = depth(model, hidden[chosen], following[chosen])
-    others = depth(model, hidden[~chosen], following[~chosen], books=NEAR)
+    spoken, following, chosen = hidden[voiced], following[voiced], chosen[voiced]
+    whole = depth(model, spoken[chosen], following[chosen])
+    others = depth(model, spoken[~chosen], following[~chosen], books=NEAR)
     # Rows in their order again: the first codes of both kinds.
     order = torch.cat([chosen.nonzero(), (~chosen).nonzero()]).squeeze(1).argsort()
     return States(hidden.unsqueeze(0), torch.cat([whole[:NEAR], others], dim=1)[:, order], whole[NEAR:])
@@ -165,7 +168,8 @@ def heads(model: LanguageModel) -> tuple[list[Tensor], list[Tensor]]:
 def forward(model: LanguageModel, columns: Tensor, rows: Tensor) -> Logits:
     """Predictions of the columns after the chosen ones, of which `states` knows more."""
     following = columns.reshape(-1, columns.shape[-1])[rows + 1][:, : 1 + AUDIO_CODEBOOKS]
-    read = states(model, columns, rows, following, torch.ones_like(rows, dtype=torch.bool))
+    every = torch.ones_like(rows, dtype=torch.bool)
+    read = states(model, columns, rows, following, every, every)
     low = model.text_linear.weight.dtype
     logits = torch.bmm(torch.cat([read.near, read.far]).to(low), _stacked(model.linears).transpose(1, 2))
     return Logits(model.text_logits(read.text[0].to(low)), logits.float())

@@ -32,20 +32,22 @@ def loss_of(model: LanguageModel, part: LMPart, totals: Tensor) -> tuple[Tensor,
     a batch's mix of padding and words does not move the others.
     """
     following = part.columns.reshape(-1, part.columns.shape[-1])[part.rows + 1][:, : 1 + AUDIO_CODEBOOKS]
-    read = states(model, part.inputs, part.rows, following, part.chosen)
+    voiced = (part.weights[:, 1:] > 0).any(dim=1)
+    read = states(model, part.inputs, part.rows, following, voiced, part.chosen)
     text_heads, code_heads = heads(model)
     targets, weights = following.t().contiguous(), part.weights.t().contiguous()  # [9, rows]
     text_loss, text = heads_loss(read.text, text_heads, targets[:1], weights[:1])
     # The first live column's delayed codes still belong to the prompt: they count nothing and may be -1.
-    codes = targets[1:].clamp(min=0)
-    near_loss, near = heads_loss(read.near, code_heads[:NEAR], codes[:NEAR], weights[1 : 1 + NEAR])
+    codes, told, chosen = targets[1:, voiced].clamp(min=0), weights[1:, voiced], part.chosen[voiced]
+    near_loss, near = heads_loss(read.near, code_heads[:NEAR], codes[:NEAR], told[:NEAR])
     # Chosen rows stand for all: their far codes count for those of the others, too.
-    told, share = weights[1 + NEAR :, part.chosen], part.chosen.float().mean().clamp(min=1e-6)
-    far_loss, far = heads_loss(read.far, code_heads[NEAR:], codes[NEAR:, part.chosen], told / share)
-    counted, word = weights > 0, (weights[0] > 0) & (targets[0] != TEXT_PAD)
+    share = chosen.float().sum() / max(1, len(chosen))
+    far_told = told[NEAR:, chosen]
+    far_loss, far = heads_loss(read.far, code_heads[NEAR:], codes[NEAR:, chosen], far_told / share.clamp(min=1e-6))
+    counted, word = weights[0] > 0, (weights[0] > 0) & (targets[0] != TEXT_PAD)
     kinds = [
-        (text[0], counted[0]), (text[0], word),
-        (near[0], counted[1]), (near[1:], counted[2 : 1 + NEAR]), (far, told > 0),
+        (text[0], counted), (text[0], word),
+        (near[0], told[0] > 0), (near[1:], told[1:NEAR] > 0), (far, far_told > 0),
     ]  # fmt: skip
     figures = torch.stack([torch.stack([loss[which].sum(), which.sum()]) for loss, which in kinds])
     return text_loss / totals[0] + (near_loss + far_loss) / totals[1], figures

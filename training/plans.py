@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from training.listening import write_listening
 from training.readings import write_reading
 from training.roles import Split, role_names
 from training.script import AGENT_VOICES, USER_VOICES, Plan, Script, Speakable, write_script
@@ -9,14 +12,23 @@ from training.script import AGENT_VOICES, USER_VOICES, Plan, Script, Speakable, 
 PLANS = {
     "first": Plan(user_voices=10),
     # Of the same words, a counter of its own for each dialogue: its facts stand in its prompt and nowhere else.
-    "again": Plan(seed=10, roles=("cafe", "teacher", "friend", "cafe"), user_voices=10, per_instance=1, spoken=True),
+    "again": Plan(
+        seed=10, roles=("cafe", "teacher", "friend", "cafe"), user_voices=10, per_instance=1, spoken=True, renamed=True
+    ),
     "roles": Plan(seed=7, roles=role_names(), user_voices=len(USER_VOICES)),  # all roles, still in four voices
     "wide": Plan(seed=6, roles=role_names(), agent_voices=len(AGENT_VOICES), user_voices=len(USER_VOICES)),
     "readings": Plan(seed=8, readings=True),  # of the roles of `first`
     # A counter's lines are few words in ever new company: heard two hundred times a voice they are garbled.
     "counter": Plan(seed=9, roles=("cafe",), readings=True, names=0.15),
+    "listening": Plan(seed=11, listening=True, spoken=True),  # to whoever speaks in `first` and the readings
 }
 HELD_OUT_DIALOGUES = 48
+# What the language model that ships has learnt from: so many numbers of each plan that are spoken, and so many more
+# that are made of the same words.
+SPOKEN = {"first": 12_000, "counter": 1_000, "readings": 100}
+SAID_AGAIN = {"again": 16_000, "listening": 4_000}
+_HEARD = {"first": 0.75, "counter": 0.15, "readings": 0.1}  # shares of what lessons in listening look for words in
+_HEARD_AGENTS = 0.3  # of the dialogues among them are listened to for their agents
 
 
 def script_of(plan: Plan, split: Split, index: int, speakable: Speakable | None = None) -> Script:
@@ -25,7 +37,16 @@ def script_of(plan: Plan, split: Split, index: int, speakable: Speakable | None 
         raise ValueError("this plan says what the bank has for other plans: speak those, and splice this one")
     if split != "train" and not held_out_of(plan):
         raise ValueError("this plan is for training alone")
+    if plan.listening and speakable is not None:
+        return write_listening(plan, index, _heard, speakable)
     return write_reading(plan, index) if plan.readings else write_script(plan, split, index, speakable)
+
+
+def _heard(rng: np.random.Generator) -> tuple[Script, bool]:
+    """Any script that is spoken, and whether to listen to its agent."""
+    name = str(rng.choice(list(_HEARD), p=list(_HEARD.values())))
+    script = script_of(PLANS[name], "train", int(rng.integers(SPOKEN[name])))
+    return script, PLANS[name].readings or rng.random() < _HEARD_AGENTS
 
 
 def held_out_of(plan: Plan) -> int:

@@ -21,6 +21,7 @@ DATA = Path(__file__).parent / "data"
 FIRST_ROLES = ("cafe", "teacher", "friend")
 
 Split = Literal["train", "held_out"]
+Names = Mapping[str, Mapping[str, str]]  # slot → its values' other names
 _SLOT = re.compile(r"\{(\w+)\}")
 _ARTICLE = re.compile(r"\b([Aa])(?= (?!one\b)[aeioAEIO])")
 _HELD_OUT_ONE_IN = 8
@@ -91,6 +92,7 @@ class Instance:
     values: Mapping[str, str]
     prompt: str
     exchanges: tuple[FilledExchange, ...] = field(default=())
+    names: Names = field(default_factory=dict)  # under which the prompt has them
 
 
 def held_out(text: str) -> bool:
@@ -167,8 +169,35 @@ def lines_of(role: Role) -> list[str]:
     return lines
 
 
-def instantiate(role: Role, split: Split, rng: np.random.Generator) -> Instance:
-    """Fills a role's slots: its own once, those of an exchange that comes several times anew each time."""
+def other_names(role: Role, rng: np.random.Generator) -> Names:
+    """Other values for all that a role's prompt tells, as many words each, but for those that users ask for by name.
+
+    A voice has said each sentence with two or three of its values, and a model that knows both need not look into the
+    prompt. With other values there, and in the text that it writes, it must: they are as many as the prompts. What the
+    voice says instead is neither shown nor learnt.
+    """
+    told = {slot for line in (role.prompt, *(each.fact for each in role.exchanges)) for slot in slots_of(line)}
+    found = dict[str, dict[str, str]]()
+    for slot in sorted(told - {each.distinct for each in role.exchanges} - {"facts"}):
+        options = allowed(role.slots[slot], "train")
+        found[slot] = {}
+        for length in sorted({len(option.split()) for option in options}):
+            alike = [option for option in options if len(option.split()) == length]
+            found[slot] |= {old: alike[int(new)] for old, new in zip(alike, rng.permutation(len(alike)), strict=True)}
+    return found
+
+
+def renamed(values: Mapping[str, str], names: Names) -> dict[str, str]:
+    """Slots' values under their other names, where they have one."""
+    return {slot: names.get(slot, {}).get(value, value) for slot, value in values.items()}
+
+
+def instantiate(role: Role, split: Split, rng: np.random.Generator, names: Names | None = None) -> Instance:
+    """Fills a role's slots: its own once, those of an exchange that comes several times anew each time.
+
+    The prompt has the values under other names, where there are any.
+    """
+    names = names or {}
     values = {slot: choose(options, split, rng) for slot, options in sorted(role.slots.items())}
     filled, facts = [], []
     told: set[str] = set()  # slots that an earlier fact has used: breakfast and check-out are not at one time
@@ -192,12 +221,13 @@ def instantiate(role: Role, split: Split, rng: np.random.Generator) -> Instance:
                     told.add(slot)
             group.append(own)
             if exchange.fact:
-                facts.append(fill(exchange.fact, own))
+                facts.append(fill(exchange.fact, renamed(own, names)))
         missing = tuple(option for option in role.slots.get(exchange.distinct, ()) if option not in used)
         filled += [FilledExchange(exchange, own, missing) for own in group]
     order = rng.permutation(len(facts))
-    prompt = fill(role.prompt, {**values, "facts": " ".join(facts[int(i)] for i in order)})
-    return Instance(role, values, prompt, tuple(filled))
+    information = " ".join(facts[int(i)] for i in order)
+    prompt = fill(role.prompt, {**renamed(values, names), "facts": information})
+    return Instance(role, values, prompt, tuple(filled), names)
 
 
 def _lists(table: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

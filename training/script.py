@@ -7,7 +7,7 @@ of the turn before"); the composer resolves them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -23,6 +23,8 @@ from training.roles import (
     instantiate,
     load_common,
     load_role,
+    other_names,
+    renamed,
     slots_of,
 )
 
@@ -90,6 +92,7 @@ class Script:
     enrolment: str  # what the voice prompt says
     turns: tuple[Turn, ...]
     facts: tuple[Fact, ...]  # for judging
+    told: Mapping[str, str] = field(default_factory=dict)  # what the agent's voice says → what its text says instead
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Plan:
     names: float = 0.5  # of what readings have of the roles: names that dialogues hold out
     per_instance: int = DIALOGUES_PER_INSTANCE
     spoken: bool = False  # only of what the bank speaks already
+    renamed: bool = False  # the prompt and the text have other values than the voice: `training.roles.other_names`
+    listening: bool = False  # no dialogues, but `training.listening`
 
 
 Speakable = Callable[[str, str], bool]  # (voice, text): whether somebody has said it
@@ -122,7 +127,8 @@ def write_script(plan: Plan, split: Split, index: int, speakable: Speakable | No
     common = load_common()
     role = load_role(plan.roles[int(who.integers(len(plan.roles)))])
     agent_voice = AGENT_VOICES[int(who.integers(plan.agent_voices))]
-    instance = instantiate(role, split, who)
+    names = other_names(role, np.random.default_rng([plan.seed, side, index, 3])) if plan.renamed else {}
+    instance = instantiate(role, split, who, names)
     users = [HELD_OUT_USER_VOICE] if split == "held_out" else list(USER_VOICES[: plan.user_voices])
     user_voice = users[int(rng.integers(len(users)))]
     aside_voice = USER_VOICES[int(rng.integers(plan.user_voices))]
@@ -133,9 +139,11 @@ def write_script(plan: Plan, split: Split, index: int, speakable: Speakable | No
 
     writer = _Writer(instance, common, split, rng, sayable)
     writer.run()
+    said = {part for turn in writer.turns for part in turn.parts}
     return Script(
         index, split, role.name, instance.prompt, agent_voice, user_voice, aside_voice,
         choose(common.enrolment, "train", rng), tuple(writer.turns), tuple(writer.facts),
+        {line: told for line, told in writer.told.items() if line in said},
     )  # fmt: skip
 
 
@@ -151,13 +159,14 @@ class _Writer:
         self._sayable = sayable
         self.turns: list[Turn] = []
         self.facts: list[Fact] = []
+        self.told: dict[str, str] = {}
         self._instance, self._common, self._split, self._rng = instance, common, split, rng
         self._values: Mapping[str, str] = instance.values
 
     def run(self) -> None:
         self._said(self._opening)
         queue = [self._instance.exchanges[int(i)] for i in self._rng.permutation(len(self._instance.exchanges))]
-        while queue and self._length_s() < LIVE_S:
+        while queue and length_s(self.turns) < LIVE_S:
             self._said(partial(self._exchange, queue.pop(0), queue))
         if self._chance(0.5):
             self._said(self._closing)
@@ -177,7 +186,7 @@ class _Writer:
 
     def _opening(self) -> None:
         role = self._instance.role
-        greeting = fill(choose(role.greeting, self._split, self._rng), self._values)
+        greeting = self._filled(choose(role.greeting, self._split, self._rng), self._values)
         if self._chance(0.65):
             self._say("agent", greeting, gap_s=self._gap(0.4, 1.2))
             if self._chance(0.3):
@@ -195,7 +204,7 @@ class _Writer:
             item = filled.missing[int(self._rng.integers(len(filled.missing)))]
             values, answers = {**values, exchange.distinct: item}, exchange.absent
         question = fill(choose(asks, self._split, self._rng), values)
-        answer = fill(answers[int(self._rng.integers(len(answers)))], values)
+        answer = self._filled(answers[int(self._rng.integers(len(answers)))], values)
         if self._chance(0.06):
             self._aside()
         if self._chance(0.12):
@@ -215,9 +224,9 @@ class _Writer:
             self.turns.append(Turn("user", (self._line("user", "backchannel"),), kind="backchannel", at=at))
         if answers is exchange.answer and exchange.follow and self._chance(0.6):
             follow = exchange.follow[int(self._rng.integers(len(exchange.follow)))]
-            self._say("agent", fill(follow.agent, values), gap_s=self._gap(0.15, 0.4))
+            self._say("agent", self._filled(follow.agent, values), gap_s=self._gap(0.15, 0.4))
             self._user(fill(choose(follow.user, self._split, self._rng), values))
-            self._agent(fill(follow.then[int(self._rng.integers(len(follow.then)))], values))
+            self._agent(self._filled(follow.then[int(self._rng.integers(len(follow.then)))], values))
         elif self._chance(0.06):
             self._user(self._line("user", "repeat"))
             self._agent(answer)
@@ -279,6 +288,13 @@ class _Writer:
     def _say(self, speaker: Speaker, text: str, *, gap_s: float, kind: Kind = "turn") -> None:
         self.turns.append(Turn(speaker, (text,), gap_s=gap_s, kind=kind))
 
+    def _filled(self, template: str, values: Mapping[str, str]) -> str:
+        """An agent's line as it is said. `told` gets what it would be with the prompt's values."""
+        said, told = fill(template, values), fill(template, renamed(values, self._instance.names))
+        if said != told:
+            self.told[said] = told
+        return said
+
     def _line(self, side: Literal["user", "agent"], name: str) -> str:
         table = self._common.user if side == "user" else self._common.agent
         return choose(table[name], self._split if side == "user" else "train", self._rng)
@@ -289,9 +305,11 @@ class _Writer:
     def _chance(self, probability: float) -> bool:
         return float(self._rng.random()) < probability
 
-    def _length_s(self) -> float:
-        words = sum(len(part.split()) for turn in self.turns for part in turn.parts)
-        return words / 2.6 + sum(turn.gap_s + sum(turn.pauses_s) for turn in self.turns)
+
+def length_s(turns: Sequence[Turn]) -> float:
+    """About how long they last."""
+    words = sum(len(part.split()) for turn in turns for part in turn.parts)
+    return words / 2.6 + sum(turn.gap_s + sum(turn.pauses_s) for turn in turns)
 
 
 def speech_of(script: Script) -> list[tuple[str, str]]:

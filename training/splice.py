@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.torch import load_file
 
-from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, STREAMS
+from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, NO_INPUT, STREAMS
 from models.demo_checkpoint import TOKENIZER
 from models.prompt import AGENT, USER
 from models.tokenizer import TextTokenizer
@@ -31,6 +31,8 @@ from training.false_starts import false_starts
 from training.folders import state_folder
 from training.kokoro import RATE, Utterance, Word
 from training.lateness import missed, waits
+from training.listening import LATE_S
+from training.listening import ROLE as LISTENER
 from training.pieces import VARIANTS, Codes, Piece, Pieces, Said, between, encode_missing, played
 from training.plans import PLANS, held_out_of, script_of
 from training.readings import ROLE as READER
@@ -67,7 +69,7 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
     user = user_of(script, seed)
     frames = -(-timeline.samples // FRAME_SAMPLES)
     table = np.zeros((frames, STREAMS), dtype=np.int16)
-    table[:, AGENT] = codec.silence
+    table[:, AGENT] = NO_INPUT if script.role == LISTENER else codec.silence
     noise = codec.between[user]
     table[:, USER] = noise[(np.arange(frames) + int(rng.integers(len(noise)))) % len(noise)]
     spoken: list[Word] = []
@@ -78,8 +80,10 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
         first, heard = round((item.start - piece.offset) / FRAME_SAMPLES), _heard(item, piece.offset)
         lead = _lead(item, piece)
         words = _lay(table, item, piece, first, lead, heard)
-        if item.speaker == "agent":
-            spoken += words
+        if script.role == LISTENER:
+            spoken += [replace(word, start_s=word.end_s + LATE_S) for word in words]
+        elif item.speaker == "agent":
+            spoken += _called(table, words, item, script.told)
             laid[item] = (first + lead, first + (len(piece.codes) if heard is None else heard))
     learnt = np.ones(frames, dtype=np.bool_)
     if script.split == "train":
@@ -90,7 +94,8 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
             piece = codec.pieces.get(Said(answer.speaker, answer.voice, answer.text), 0)
             words = _lay(table, answer, piece, start.frame, _lead(answer, piece), start.frames)
             until_s = (start.frame + start.frames) * FRAME_SAMPLES / RATE
-            spoken += [word for word in words if word.start_s < until_s]
+            words = [word for word in words if word.start_s < until_s]
+            spoken += _called(table, words, answer, script.told)
             learnt[slice(*start.unlearnt)] = False
     spoken.sort(key=lambda word: word.start_s)
     table[:, 0] = text_stream([word for word in spoken if word.start_s >= 0], frames, codec.tokenizer.encode)
@@ -107,6 +112,17 @@ def _lay(table: Codes, item: Placed, piece: Piece, first: int, lead: int, heard:
     table[first + lead : first + lead + len(codes), AGENT if item.speaker == "agent" else USER] = codes
     shift = (first * FRAME_SAMPLES + piece.offset - item.start) / RATE
     return [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in item.words]
+
+
+def _called(table: Codes, words: list[Word], item: Placed, told: Mapping[str, str]) -> list[Word]:
+    """What an agent says, as its text has it. Where its voice says something else, the voice is taken out."""
+    said = item.text.split()
+    found = []
+    for word, old, new in zip(words, said, told.get(item.text, item.text).split(), strict=False):  # cut: fewer words
+        if old != new:
+            table[max(0, frame_of(word.start_s)) : frame_of(word.end_s) + 1, AGENT] = NO_INPUT
+        found.append(replace(word, text=word.text if old == new else new))
+    return found
 
 
 def _lead(item: Placed, piece: Piece) -> int:
@@ -155,7 +171,7 @@ def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, see
 
     coded = []
     for script in scripts:
-        if script.split == "train":
+        if script.split == "train" and script.role != LISTENER:
             script = missed(script, np.random.default_rng([seed, script.index, 9]))
         speed = VARIANTS["user"][user_of(script, seed)].speed
         timeline = lay_out(script, partial(lookup, speed, script.user_voice))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from graphs.slot_engine import SlotEngine
 from graphs.stages import Sampling
-from models.config import TEXT_END_OF_PAD, TEXT_PAD, LMConfig
+from models.config import NO_INPUT, TEXT_END_OF_PAD, TEXT_PAD, LMConfig
 from models.lm import LanguageModel
 from models.prompt import build_prompt
 from models.voices import VoicePrompt
@@ -99,6 +99,16 @@ class TestColumns:
         assert (live[:, :2] > 0).all(axis=1).tolist() == learnt.tolist()
         assert (live[1:, 2:] > 0).all(axis=1).tolist() == [True, True, False, True]
 
+    def test_codes_that_are_not_there_are_not_learnt(self) -> None:
+        dialogue = item()
+        dialogue.frames[2, 1:9] = NO_INPUT
+        columns, counted = columns_of(TINY, dialogue, VOICE, SILENCE, SINE, Weights())
+        live = len(columns) - 5
+        assert (columns[live + 2, 1], *columns[live + 3, 2:9]) == (NO_INPUT,) * 8
+        assert (counted[live:, 1] > 0).tolist() == [True, True, False, True, True]
+        assert (counted[live + 1 :, 2:] > 0).all(axis=1).tolist() == [True, True, False, True]
+        assert counted[live:, 0].all(), "what is written there counts"
+
     def test_a_batch_is_padded_and_counts_one_position_earlier(self) -> None:
         batch = collated(5, 2)
         time = batch.columns.shape[1]
@@ -183,6 +193,22 @@ class TestTraining:
             # Of a reading the words are not learnt as text: it counts less.
             counts = batch.parts[0].weights[:, 0].view(400, -1).sum(1)
             return float((counts < counts.max() - 1).float().mean())
+
+        assert share(0.0) == 0.0
+        assert 0.2 < share(0.3) < 0.4
+
+    def test_lessons_in_listening_are_a_share_and_their_text_alone_is_learnt(self, codes: Path) -> None:
+        shard = load_file(codes / "train-000.safetensors")
+        shard["frames"][:12, 1:9] = NO_INPUT
+        save_file(shard, codes / "train-001.safetensors")
+        data = EncodedDialogues(codes, "train")
+        assert (len(data.dialogues), len(data.lessons)) == (3, 1)
+
+        def share(lessons: float) -> float:
+            [part] = draw(data, TINY, Drawing(400, 400, 64, lessons=lessons), np.random.default_rng(0)).parts
+            voiced = part.weights[:, 1:].reshape(400, -1).any(dim=1)
+            assert part.weights[:, 0].reshape(400, -1).any(dim=1).all()
+            return 1.0 - float(voiced.float().mean())
 
         assert share(0.0) == 0.0
         assert 0.2 < share(0.3) < 0.4

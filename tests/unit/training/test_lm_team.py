@@ -104,6 +104,35 @@ class TestLoss:
         assert means(figures)["near"] == pytest.approx(float(codes[:, 1:NEAR].mean()), rel=1e-5)
         assert means(figures)["far"] == pytest.approx(float(codes[few.chosen, NEAR:].mean()), rel=1e-5)
 
+    def test_of_rows_without_a_voice_the_text_alone_counts(self) -> None:
+        learner, some, totals = model(), part(9, 0), torch.tensor([4.0, 8.0])
+        some = some._replace(chosen=torch.tensor([False, True] * 4))
+        mute = torch.tensor([True, False, True, True, True, False, False, True])
+        columns, weights = some.columns.clone(), some.weights.clone()
+        columns[0, 1:, 1:9][mute] = -1
+        weights[:, 1:][mute] = 0.0
+        with torch.no_grad():
+            # The inputs stay: of what they say, the codes that follow are to be told, or not.
+            whole, _ = loss_of(learner, some._replace(weights=some.weights * ~mute[:, None]), totals)
+            text, _ = loss_of(learner, some._replace(weights=some.weights * mute[:, None] * torch.eye(9)[0]), totals)
+            total, figures = loss_of(learner, some._replace(columns=columns, weights=weights), totals)
+        assert float(total) == pytest.approx(float(whole + text), rel=1e-5)
+        assert figures[:, 1].tolist() == [8, int((columns[0, 1:, 0] != TEXT_PAD).sum()), 3, 9, 8]
+
+    def test_a_lesson_moves_nothing_of_the_voice(self) -> None:
+        learner, some = model(), part(9, 0)
+        some.weights[:, 1:] = 0.0
+        total, figures = loss_of(
+            learner, some._replace(chosen=torch.tensor([False, True] * 4)), torch.tensor([4.0, 1.0])
+        )
+        torch.autograd.backward(total)
+        moved = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.any()}
+        assert "text_linear.weight" in moved
+        assert any(name.startswith("transformer.") for name in moved)
+        assert not any("depformer" in name or name.startswith("linears") for name in moved)
+        assert torch.isfinite(total)
+        assert means(figures)["semantic"] == 0.0
+
 
 class TestTeam:
     @staticmethod

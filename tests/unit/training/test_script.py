@@ -173,6 +173,19 @@ class TestOfWhatIsSpoken:
         cafes = [prompt for prompt in prompts if "coffee" in prompt]
         assert len(cafes) > 10
 
+    def test_its_prompt_tells_what_the_text_says_and_the_voice_does_not(self) -> None:
+        seen = 0
+        for number in range(60):
+            made = script_of(PLANS["again"], "train", number, self.bank)
+            for said, told in made.told.items():
+                assert len(said.split()) == len(told.split())
+                assert said in [part for turn in made.turns for part in turn.parts]
+                new = [word for old, word in zip(said.split(), told.split(), strict=True) if old != word]
+                assert new
+                assert all(word.strip(",.?!") in made.prompt for word in new), (told, made.prompt)
+                seen += 1
+        assert seen > 30
+
     def test_it_is_spliced_and_neither_spoken_nor_judged(self) -> None:
         with pytest.raises(ValueError, match="splice this one"):
             script_of(PLANS["again"], "train", 0)
@@ -182,6 +195,36 @@ class TestOfWhatIsSpoken:
         assert {"first", "wide"} <= {*to_speak()} & {*to_judge()}
         assert "counter" in to_speak()
         assert "counter" not in to_judge()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("wonderwords"), reason="needs `python -m training.setup_env`")
+class TestListening:
+    """Lessons made of what the bank has: one voice each, and nothing that was never said."""
+
+    @staticmethod
+    def bank(voice: str, text: str) -> bool:
+        return hashlib.blake2b(f"{voice}{text}".encode(), digest_size=1).digest()[0] % 4 != 0
+
+    def test_one_voice_says_what_the_bank_has_of_it(self) -> None:
+        voices = set[str]()
+        for number in range(40):
+            lesson = script_of(PLANS["listening"], "train", number, self.bank)
+            said = [turn.parts[0] for turn in lesson.turns]
+            assert {turn.speaker for turn in lesson.turns} == {"user"}
+            assert len(said) == len(set(said))
+            assert all(self.bank(lesson.user_voice, text) for text in said)
+            assert 30.0 < script.length_s(lesson.turns) < 80.0
+            voices.add(lesson.user_voice)
+        assert voices & set(script.AGENT_VOICES)
+        assert voices & set(USER_VOICES)
+        assert not voices & {HELD_OUT_USER_VOICE}
+
+    def test_nothing_is_heard_that_is_held_out(self) -> None:
+        greetings = {line for line in roles.load_common().user["hello"] if roles.held_out(line)}
+        assert greetings, "or this test shows nothing"
+        for number in range(60):
+            lesson = script_of(PLANS["listening"], "train", number, self.bank)
+            assert not greetings & {turn.parts[0] for turn in lesson.turns}
 
 
 class TestBankNeeds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.config import FRAME_SAMPLES, TEXT_END_OF_PAD, TEXT_PAD
+from models.config import FRAME_SAMPLES, NO_INPUT, TEXT_END_OF_PAD, TEXT_PAD
 from models.demo_checkpoint import TOKENIZER
 from models.prompt import AGENT, USER
 from models.tokenizer import TextTokenizer
 from tests.unit.training.hand_made import spoken
 from training.kokoro import RATE, Utterance, Word
+from training.listening import LATE_S, PROMPT
+from training.listening import ROLE as LISTENER
 from training.pieces import LEAD, TAIL, VARIANTS, Pieces, Said, played, recorded
 from training.script import Script, Turn
 from training.splice import Codec, splice
@@ -120,6 +123,35 @@ def test_an_answer_begun_in_a_pause_is_broken_off_and_given_again_at_the_end(tmp
         first = table[early[0], 0]
         assert first == TOKENS.encode("x")[0]
     assert 4 <= said <= 24
+
+
+def test_where_the_text_has_another_value_the_voice_is_taken_out(tmp_path: Path) -> None:
+    made = codec(tmp_path, {Said("agent", "A", "at nine tonight"): 100})
+    script, timeline = dialogue(Turn("agent", ("at nine tonight",), gap_s=0.4))
+    table, learnt = splice(replace(script, told={"at nine tonight": "at eight tonight"}), timeline, made, seed=0)
+    text = [token for token in table[:, 0].tolist() if token not in (TEXT_PAD, TEXT_END_OF_PAD)]
+    assert text == [token for word in ("at", "eight", "tonight") for token in TOKENS.encode(word)]
+    agent = table[:, AGENT]
+    missing = np.flatnonzero((agent == NO_INPUT).all(axis=1))
+    assert missing.tolist() == list(range(int(1.4 * RATE / FRAME_SAMPLES), int(2.3 * RATE / FRAME_SAMPLES) + 1)), (
+        "of that word alone"
+    )
+    assert learnt.all(), "what is written there is learnt"
+
+
+def test_in_a_lesson_the_words_follow_the_voice_that_says_them(tmp_path: Path) -> None:
+    made = codec(tmp_path, {Said("user", "U", "one two"): 200})
+    turns = (Turn("user", ("one two",), gap_s=0.4),)
+    script = Script(0, "train", LISTENER, PROMPT, "A", "U", "", "", turns, ())
+    table, learnt = splice(script, lay_out(script, spoken), made, seed=0)
+    assert (table[:, AGENT] == NO_INPUT).all()
+    assert (table[frames(0.4) + 1 : frames(2.4), USER] == 200).all()
+    for number, word in enumerate(("one", "two")):
+        ids = TOKENS.encode(word)
+        end_s = 0.4 + number + 0.9
+        at = int((end_s + LATE_S + 0.02) * RATE / FRAME_SAMPLES)
+        assert table[at : at + len(ids), 0].tolist() == list(ids)
+    assert learnt.all()
 
 
 def test_the_user_is_heard_above_somebody_beside_them(tmp_path: Path) -> None:
