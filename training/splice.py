@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -161,21 +160,38 @@ def wanted(scripts: Iterable[Script], bank: Bank) -> list[Said]:
     return [said for said, spoken in found.items() if spoken]
 
 
+def load_pieces(folder: Path, codec: Path) -> Codec:
+    """What is encoded in a folder, and what belongs to its codec.
+
+    Raises ValueError if the codes there are another codec's.
+    """
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    mimi, _ = load_codec(codec)
+    if about["codebooks"] != codes_digest(mimi.state_dict()):
+        raise ValueError(f"{folder} holds another codec's codes: run `python -m training.codes` first")
+    silence = load_file(folder / "voices.safetensors")["silence"].numpy().astype(np.int16)
+    assert silence.shape == (AUDIO_CODEBOOKS,)
+    return Codec(Pieces(folder), silence, between(mimi), TextTokenizer(TOKENIZER))
+
+
+def timeline_of(script: Script, load: Callable[[str, str], Utterance], seed: int) -> Timeline:
+    """A script's timeline with its user at the speed of their variant. Raises whatever `load` does."""
+    speed = VARIANTS["user"][user_of(script, seed)].speed
+
+    def lookup(voice: str, text: str) -> Utterance:
+        return played(load(voice, text), speed) if voice == script.user_voice else load(voice, text)
+
+    return lay_out(script, lookup)
+
+
 def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, seed: int) -> int:
     """Some dialogues as `training.codes` writes them. Returns their frames."""
-    held: dict[tuple[str, str], Utterance] = {}
-
-    def lookup(speed: float, user: str, voice: str, text: str) -> Utterance:
-        utterance = held.get((voice, text)) or held.setdefault((voice, text), bank.load(voice, text))
-        return played(utterance, speed) if voice == user else utterance
-
+    load = functools.cache(bank.load)
     coded = []
     for script in scripts:
         if script.split == "train" and script.role != LISTENER:
             script = missed(script, np.random.default_rng([seed, script.index, 9]))
-        speed = VARIANTS["user"][user_of(script, seed)].speed
-        timeline = lay_out(script, partial(lookup, speed, script.user_voice))
-        frames, learnt = splice(script, timeline, codec, seed)
+        frames, learnt = splice(script, timeline_of(script, load, seed), codec, seed)
         coded.append(Coded(script.index, frames, script.prompt, script.agent_voice, script.role == READER, learnt))
     shard = shard_of(coded, codec.tokenizer)
     save_whole(path, shard)
@@ -193,18 +209,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=state_folder() / "codes", help="where training.codes wrote")
     arguments = parser.parse_args()
     folder, plan, bank = arguments.folder, PLANS[arguments.plan], Bank()
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    mimi, _ = load_codec(arguments.codec)
-    if about["codebooks"] != codes_digest(mimi.state_dict()):
-        parser.error(f"{folder} holds another codec's codes: run `python -m training.codes` first")
     sides: list[tuple[Split, int]] = [("held_out", held_out_of(plan)), ("train", arguments.dialogues)]
     speakable = functools.cache(bank.has) if plan.spoken else None
     scripts = {split: [script_of(plan, split, index, speakable) for index in range(count)] for split, count in sides}
     needed = wanted([script for side in scripts.values() for script in side], bank)
+    try:
+        load_pieces(folder, arguments.codec)  # to another codec's, none are added
+    except ValueError as problem:
+        parser.error(str(problem))
     encode_missing(arguments.codec, folder, needed, arguments.workers)
-    silence = load_file(folder / "voices.safetensors")["silence"].numpy().astype(np.int16)
-    assert silence.shape == (AUDIO_CODEBOOKS,)
-    codec = Codec(Pieces(folder), silence, between(mimi), TextTokenizer(TOKENIZER))
+    codec = load_pieces(folder, arguments.codec)
     for split, side in scripts.items():
         _write(folder, f"{split}-spliced-{arguments.plan}", side, codec, bank, plan.seed)
 
