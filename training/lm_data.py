@@ -78,7 +78,7 @@ class Item:
 
     @property
     def lesson(self) -> bool:
-        """Whether its agent has no voice: `training.listening`."""
+        """Whether its agent has no voice: `training.listening`, `training.recitals`."""
         return bool((self.frames[:, AGENT] == NO_INPUT).all())
 
 

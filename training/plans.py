@@ -6,6 +6,7 @@ import numpy as np
 
 from training.listening import write_listening
 from training.readings import write_reading
+from training.recitals import write_recital
 from training.roles import Split, role_names
 from training.script import AGENT_VOICES, USER_VOICES, Plan, Script, Speakable, write_script
 
@@ -21,12 +22,13 @@ PLANS = {
     # A counter's lines are few words in ever new company: heard two hundred times a voice they are garbled.
     "counter": Plan(seed=9, roles=("cafe",), readings=True, names=0.15),
     "listening": Plan(seed=11, listening=True, spoken=True),  # to whoever speaks in `first` and the readings
+    "recitals": Plan(seed=12, recitals=True, spoken=True),  # of all roles that have facts; nobody says them
 }
 HELD_OUT_DIALOGUES = 48
 # What the language model that ships has learnt from: so many numbers of each plan that are spoken, and so many more
 # that are made of the same words.
 SPOKEN = {"first": 12_000, "counter": 1_000, "readings": 100}
-SAID_AGAIN = {"again": 16_000, "listening": 4_000}
+SAID_AGAIN = {"again": 16_000, "listening": 4_000, "recitals": 4_000}
 _HEARD = {"first": 0.75, "counter": 0.15, "readings": 0.1}  # shares of what lessons in listening look for words in
 _HEARD_AGENTS = 0.3  # of the dialogues among them are listened to for their agents
 
@@ -39,6 +41,8 @@ def script_of(plan: Plan, split: Split, index: int, speakable: Speakable | None 
         raise ValueError("this plan is for training alone")
     if plan.listening and speakable is not None:
         return write_listening(plan, index, _heard, speakable)
+    if plan.recitals:
+        return write_recital(plan, index)
     return write_reading(plan, index) if plan.readings else write_script(plan, split, index, speakable)
 
 

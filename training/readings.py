@@ -46,20 +46,26 @@ def write_reading(plan: Plan, index: int) -> Script:
 def _sentence(plan: Plan, rng: np.random.Generator) -> str:
     if rng.random() < _OWN_LINES:
         if rng.random() < plan.names and _lacking(plan.roles):
-            return fill(_any_of(_raw()["names"], rng), {"name": _any_of(_lacking(plan.roles), rng)})
-        role = load_role(_any_of(plan.roles, rng))
-        line = _any_of(_lines_of(role.name) if rng.random() < _OF_ONE_ROLE else _shared_lines(), rng)
+            return fill(any_of(_raw()["names"], rng), {"name": any_of(_lacking(plan.roles), rng)})
+        role = load_role(any_of(plan.roles, rng))
+        line = any_of(_lines_of(role.name) if rng.random() < _OF_ONE_ROLE else _shared_lines(), rng)
         values = {slot: choose(role.slots[slot], "train", rng) for slot in slots_of(line)}
         return fill(line, values).replace("| ", "")
     line = choose(_raw()["lines"], "train", rng)
     # A slot that comes twice is filled twice.
     while slots := slots_of(line):
-        line = line.replace(f"{{{slots[0]}}}", _any_of(_options(slots[0]), rng), 1)
+        line = line.replace(f"{{{slots[0]}}}", any_of(_options(slots[0]), rng), 1)
     return fill(line, {})
 
 
-def _any_of(options: Sequence[_T], rng: np.random.Generator) -> _T:
+def any_of(options: Sequence[_T], rng: np.random.Generator) -> _T:
+    """One of them."""
     return options[int(rng.integers(len(options)))]
+
+
+def any_word(rng: np.random.Generator) -> str:
+    """A word of a list."""
+    return any_of(_options(any_of(tuple(_WORD_LISTS), rng)), rng)
 
 
 @functools.cache

@@ -109,6 +109,7 @@ class Plan:
     spoken: bool = False  # only of what the bank speaks already
     renamed: bool = False  # the prompt and the text have other values than the voice: `training.roles.other_names`
     listening: bool = False  # no dialogues, but `training.listening`
+    recitals: bool = False  # no dialogues, but `training.recitals`
 
 
 Speakable = Callable[[str, str], bool]  # (voice, text): whether somebody has said it

@@ -35,6 +35,8 @@ from training.listening import ROLE as LISTENER
 from training.pieces import VARIANTS, Codes, Piece, Pieces, Said, between, encode_missing, played
 from training.plans import PLANS, held_out_of, script_of
 from training.readings import ROLE as READER
+from training.recitals import ROLE as RECITER
+from training.recitals import recited
 from training.roles import Split
 from training.script import Script
 from training.text_stream import frame_of, text_stream
@@ -144,6 +146,8 @@ def _heard(item: Placed, offset: int) -> int | None:
 
 def said_in(script: Script) -> Iterator[Said]:
     """Everything that somebody says in a script."""
+    if script.role == RECITER:
+        return
     voices = {"agent": script.agent_voice, "user": script.user_voice, "aside": script.aside_voice}
     for turn in script.turns:
         for part in turn.parts:
@@ -189,6 +193,11 @@ def write_shard(path: Path, scripts: list[Script], codec: Codec, bank: Bank, see
     load = functools.cache(bank.load)
     coded = []
     for script in scripts:
+        if script.role == RECITER:
+            rng = np.random.default_rng([seed, script.index, 12])
+            frames, learnt = recited(script, codec.tokenizer.encode, rng)
+            coded.append(Coded(script.index, frames, script.prompt, script.agent_voice, learnt=learnt))
+            continue
         if script.split == "train" and script.role != LISTENER:
             script = missed(script, np.random.default_rng([seed, script.index, 9]))
         frames, learnt = splice(script, timeline_of(script, load, seed), codec, seed)

@@ -10,9 +10,11 @@ import re
 import numpy as np
 import pytest
 
+from models.config import NO_INPUT, TEXT_END_OF_PAD, TEXT_PAD
 from training import roles, script
 from training.bank import key_of, speed_of, wanted
 from training.plans import PLANS, script_of, to_judge, to_speak
+from training.recitals import recited
 from training.script import HELD_OUT_USER_VOICE, USER_VOICES, write_script
 
 WIDE = PLANS["wide"]
@@ -225,6 +227,35 @@ class TestListening:
         for number in range(60):
             lesson = script_of(PLANS["listening"], "train", number, self.bank)
             assert not greetings & {turn.parts[0] for turn in lesson.turns}
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("wonderwords"), reason="needs `python -m training.setup_env`")
+class TestRecitals:
+    """Answers as text alone, whose values only the prompt has."""
+
+    @staticmethod
+    def recital(number: int) -> script.Script:
+        return script_of(PLANS["recitals"], "train", number, lambda voice, text: False)
+
+    def test_answers_have_values_of_the_prompt_that_no_role_has(self) -> None:
+        lines = [line for name in roles.role_names() for line in roles.lines_of(roles.load_role(name))]
+        usual = {word.strip(".,?!") for line in lines for word in line.split()}
+        told = []
+        for number in range(30):
+            made = self.recital(number)
+            prompt = {word.strip(".,") for word in made.prompt.split()}
+            told += [{word.strip(".,?!") for word in turn.parts[0].split()} & prompt - usual for turn in made.turns]
+            assert 35.0 < script.length_s(made.turns) < 60.0
+        assert np.mean([bool(words) for words in told]) > 0.9, "but for values that are usual words by chance"
+
+    def test_nobody_is_heard_and_words_alone_are_learnt(self) -> None:
+        made = self.recital(0)
+        frames, learnt = recited(made, lambda word: [ord(letter) for letter in word], np.random.default_rng(0))
+        assert (frames[:, 1:] == NO_INPUT).all()
+        said = " ".join(turn.parts[0] for turn in made.turns)
+        assert "".join(chr(token) for token in frames[learnt, 0]) == said.replace(" ", "")
+        assert np.isin(frames[~learnt, 0], (TEXT_PAD, TEXT_END_OF_PAD)).all()
+        assert not learnt[-1]
 
 
 class TestBankNeeds:
