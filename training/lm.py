@@ -41,19 +41,20 @@ class LMPreset:
     warmup: int = 500
     gradient_limit: float = 1.0
     validate_every: int = 250
+    begun: int = 0  # the step at which the rate's cosine begins
 
 
 # Sequences end where the first column leaves the window: behind that the model has forgotten who it is.
 PRESETS = {
     "cpu": LMPreset(
         Drawing(
-            batch=4, part=1, longest=LM.window - 1, hide=0.2, deaf=0.5, far=0.25, readings=0.2, lessons=0.3, late=0.1
+            batch=4, part=1, longest=LM.window - 1, hide=0.2, deaf=0.5, far=0.25, readings=0.2, lessons=0.2, late=0.1
         ),
         steps=6_000,
         peak=8e-4,
     ),
     "cuda": LMPreset(
-        Drawing(batch=32, part=32, longest=LM.window - 1, hide=0.2, deaf=0.5, readings=0.2, lessons=0.3, late=0.1),
+        Drawing(batch=32, part=32, longest=LM.window - 1, hide=0.2, deaf=0.5, readings=0.2, lessons=0.2, late=0.1),
         steps=16_000,
         peak=8e-4,
     ),
@@ -116,7 +117,8 @@ def train(
     for batch in stream:
         if run.step >= preset.steps or piece.over():
             break
-        rate = learning_rate(run.step, peak=preset.peak, warmup=preset.warmup, total=preset.steps)
+        since, total = run.step - preset.begun, preset.steps - preset.begun
+        rate = learning_rate(since, peak=preset.peak, warmup=min(preset.warmup, total // 10), total=total)
         figures, norm = run.team.learn(batch, rate, preset.gradient_limit)
         run.step += 1
         frames += batch.frames
@@ -144,13 +146,18 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=0.0, help="length of this piece; 0: until the run is done")
     parser.add_argument("--steps", type=int, help="where the rate's cosine ends (default: the preset's)")
+    parser.add_argument("--begun", type=int, default=0, help="where that cosine begins: for other data, a new one")
+    parser.add_argument("--peak", type=float, help="its highest rate (default: the preset's)")
     parser.add_argument("--workers", type=int, default=1, help="threads that share a step; one per core that is idle")
     parser.add_argument("--folder", type=Path, default=state_folder() / "lm")
     parser.add_argument("--codes", type=Path, default=state_folder() / "codes")
     arguments = parser.parse_args()
     piece, device = start(arguments.minutes, 1)
     preset = PRESETS[arguments.preset]
-    preset = dataclasses.replace(preset, steps=arguments.steps or preset.steps)
+    steps, peak = arguments.steps or preset.steps, arguments.peak or preset.peak
+    if not 0 <= arguments.begun < steps:
+        parser.error(f"a cosine that begins at step {arguments.begun} cannot end at {steps}")
+    preset = dataclasses.replace(preset, steps=steps, peak=peak, begun=arguments.begun)
     workers = arguments.workers if device.type == "cpu" else 1
     train(preset, arguments.folder, arguments.codes, piece, device, workers=workers)
 

@@ -79,13 +79,12 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
         variant = user if item.speaker == "user" else int(rng.integers(len(VARIANTS[item.speaker])))
         piece = codec.pieces.get(Said(item.speaker, item.voice, item.text), variant)
         first, heard = round((item.start - piece.offset) / FRAME_SAMPLES), _heard(item, piece.offset)
-        lead = _lead(item, piece)
-        words = _lay(table, item, piece, first, lead, heard)
+        words = _lay(table, item, piece, first, heard)
         if script.role == LISTENER:
             spoken += [replace(word, start_s=word.end_s + LATE_S) for word in words]
         elif item.speaker == "agent":
             spoken += _called(table, words, item, script.told)
-            laid[item] = (first + lead, first + (len(piece.codes) if heard is None else heard))
+            laid[item] = (first, first + (len(piece.codes) if heard is None else heard))
     learnt = np.ones(frames, dtype=np.bool_)
     if script.split == "train":
         for span in waits(timeline, laid):
@@ -93,7 +92,7 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
         for start in false_starts(timeline, np.random.default_rng([seed, script.index, 8])):
             answer = start.answer
             piece = codec.pieces.get(Said(answer.speaker, answer.voice, answer.text), 0)
-            words = _lay(table, answer, piece, start.frame, _lead(answer, piece), start.frames)
+            words = _lay(table, answer, piece, start.frame, start.frames)
             until_s = (start.frame + start.frames) * FRAME_SAMPLES / RATE
             words = [word for word in words if word.start_s < until_s]
             spoken += _called(table, words, answer, script.told)
@@ -103,16 +102,20 @@ def splice(script: Script, timeline: Timeline, codec: Codec, seed: int) -> tuple
     return table, learnt
 
 
-def _lay(table: Codes, item: Placed, piece: Piece, first: int, lead: int, heard: int | None) -> list[Word]:
-    """Lays an utterance, or its first `heard` frames, from frame `first` on, but for its first `lead` frames.
+def _lay(table: Codes, item: Placed, piece: Piece, first: int, heard: int | None) -> list[Word]:
+    """Lays an utterance, or its first `heard` frames, from frame `first` on. Returns its words as they sound there.
 
-    Returns its words as they sound there.
+    But for an agent's first one, which is written where its breath begins: that somebody begins is for the text to say,
+    not for the codes of a breath, which hardly differ from silence. Without the breath, words lose their first sound.
     """
     first = max(0, first)
-    codes = piece.codes[lead:heard][: len(table) - first - lead]
-    table[first + lead : first + lead + len(codes), AGENT if item.speaker == "agent" else USER] = codes
+    codes = piece.codes[:heard][: len(table) - first]
+    table[first : first + len(codes), AGENT if item.speaker == "agent" else USER] = codes
     shift = (first * FRAME_SAMPLES + piece.offset - item.start) / RATE
-    return [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in item.words]
+    words = [replace(word, start_s=word.start_s + shift, end_s=word.end_s + shift) for word in item.words]
+    if item.speaker == "agent" and words:
+        words[0] = replace(words[0], start_s=min(words[0].start_s, first * FRAME_SAMPLES / RATE))
+    return words
 
 
 def _called(table: Codes, words: list[Word], item: Placed, told: Mapping[str, str]) -> list[Word]:
@@ -124,17 +127,6 @@ def _called(table: Codes, words: list[Word], item: Placed, told: Mapping[str, st
             table[max(0, frame_of(word.start_s)) : frame_of(word.end_s) + 1, AGENT] = NO_INPUT
         found.append(replace(word, text=word.text if old == new else new))
     return found
-
-
-def _lead(item: Placed, piece: Piece) -> int:
-    """Frames that are left out: of an agent's utterance, those before the one in which its first word begins.
-
-    The word is announced while the voice is silent: so whether it begins is for the text to say, and not for the codes
-    of a breath, which hardly differ from silence.
-    """
-    if item.speaker != "agent" or not item.words:
-        return 0
-    return frame_of(piece.offset / RATE + item.words[0].start_s - item.start / RATE)
 
 
 def _heard(item: Placed, offset: int) -> int | None:

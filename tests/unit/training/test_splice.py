@@ -69,15 +69,16 @@ def test_everybody_speaks_where_the_timeline_has_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 700, 1900])
-def test_words_begin_in_the_frame_where_they_sound(offset: int, tmp_path: Path) -> None:
+def test_words_begin_in_the_frame_where_they_sound_and_the_first_with_its_breath(offset: int, tmp_path: Path) -> None:
     made = codec(tmp_path, {Said("agent", "A", "one two"): 100}, offset)
     table, _ = splice(*dialogue(Turn("agent", ("one two",), gap_s=0.5)), made, seed=0)
     first = round((0.5 * RATE - offset) / FRAME_SAMPLES)
     sounds = int(np.flatnonzero((table[:, AGENT] == 100).all(axis=1))[0])
+    assert sounds == first, "whole, from its breath on"
     assert table[sounds - 1, 0] == TEXT_END_OF_PAD, "announced while the voice is silent"
     for number, word in enumerate(("one", "two")):
         early = 0.02 * RATE  # what sounds in a frame's last moment alone
-        at = int((first * FRAME_SAMPLES + offset + number * RATE + early) / FRAME_SAMPLES)
+        at = int((first * FRAME_SAMPLES + offset + number * RATE + early) / FRAME_SAMPLES) if number else first
         ids = TOKENS.encode(word)
         assert table[at - 1, 0] == TEXT_END_OF_PAD
         assert table[at : at + len(ids), 0].tolist() == list(ids)
