@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from training.amounts import SAID_AGAIN, SPOKEN
 from training.folders import FROZEN, REPOSITORY, Log, state_folder
-from training.plans import SAID_AGAIN, SPOKEN
 from training.setup_env import VENV
 
 app = typer.Typer(

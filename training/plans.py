@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from training.amounts import SPOKEN
 from training.listening import write_listening
 from training.readings import write_reading
 from training.recitals import write_recital
@@ -25,10 +26,6 @@ PLANS = {
     "recitals": Plan(seed=12, recitals=True, spoken=True),  # of all roles that have facts; nobody says them
 }
 HELD_OUT_DIALOGUES = 48
-# What the language model that ships has learnt from: so many numbers of each plan that are spoken, and so many more
-# that are made of the same words.
-SPOKEN = {"first": 12_000, "counter": 1_000, "readings": 100}
-SAID_AGAIN = {"again": 16_000, "listening": 4_000, "recitals": 4_000}
 _HEARD = {"first": 0.75, "counter": 0.15, "readings": 0.1}  # shares of what lessons in listening look for words in
 _HEARD_AGENTS = 0.3  # of the dialogues among them are listened to for their agents
 
