@@ -19,12 +19,11 @@ import numpy.typing as npt
 import torch
 
 from models.config import NO_INPUT, TEXT_END_OF_PAD, TEXT_PAD
-from models.lm import LanguageModel
 from models.prompt import AGENT
 from training.bank import Bank
 from training.folders import state_folder
 from training.listening import write_listening
-from training.lm import CONFIG, trained_weights
+from training.lm import CONFIG, trained_model
 from training.lm_data import EncodedDialogues, Item, Weights, columns_of
 from training.lm_forward import forward
 from training.plans import HELD_OUT_DIALOGUES, PLANS, script_of
@@ -64,9 +63,7 @@ class Examiner:
 
     def __init__(self, lm: Path, codes: Path) -> None:
         """Raises FileNotFoundError if there is no model or nothing is encoded."""
-        weights, self.step = trained_weights(lm)
-        self._model = LanguageModel(CONFIG)
-        self._model.load_state_dict(weights)
+        self._model, self.step = trained_model(lm)
         self._codec: Codec = load_pieces(codes, state_folder() / "codec")
         self._data = EncodedDialogues(codes, "held_out")
         self._bank = Bank()
@@ -102,7 +99,7 @@ class Examiner:
                 PLANS["listening"],
                 number,
                 lambda rng: (script_of(plan, split, int(rng.integers(40))), False),
-                self._has,
+                self._bank.has,
             )
 
     def dialogues(self, split: Split, count: int) -> Iterator[Script]:
@@ -119,9 +116,6 @@ class Examiner:
         encode = self._codec.tokenizer.encode
         every = [value for fact in script.facts for value in fact.expected]
         return [[token for word in value.split() for token in encode(word)] for value in every]
-
-    def _has(self, voice: str, text: str) -> bool:
-        return self._bank.has(voice, text)
 
 
 def main() -> None:

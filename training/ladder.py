@@ -22,12 +22,11 @@ from evaluation.duplex.judges import Judges
 from evaluation.duplex.words import errors, spoken
 from models.config import AUDIO_CODEBOOKS, SAMPLE_RATE
 from models.demo_checkpoint import TOKENIZER
-from models.lm import LanguageModel
 from models.mimi import Mimi
 from models.tokenizer import TextTokenizer
 from training.codes import load_codec
 from training.folders import state_folder
-from training.lm import CONFIG, trained_weights
+from training.lm import CONFIG, trained_model
 from training.lm_data import EncodedDialogues, Item, Weights, columns_of
 from training.lm_forward import depth, heads, temporal
 
@@ -40,9 +39,7 @@ class Ladder:
 
     def __init__(self, lm: Path, codec: Path, data: EncodedDialogues, temperature: float) -> None:
         """Raises FileNotFoundError if there is no model or no codec."""
-        weights, self.step = trained_weights(lm)
-        self._model = LanguageModel(CONFIG)
-        self._model.load_state_dict(weights)
+        self._model, self.step = trained_model(lm)
         self._mimi: Mimi = load_codec(codec)[0]
         self._data, self._temperature = data, temperature
         self._tokenizer, self._judges = TextTokenizer(TOKENIZER), Judges(state_folder() / "packages")

@@ -72,6 +72,14 @@ def trained_weights(folder: Path) -> tuple[dict[str, Tensor], int]:
     return _weights(saved[0]), int(saved[1]["step"])
 
 
+def trained_model(folder: Path) -> tuple[LanguageModel, int]:
+    """A run's model in fp32, and its step. Raises FileNotFoundError if nothing is trained there."""
+    weights, step = trained_weights(folder)
+    model = LanguageModel(CONFIG)
+    model.load_state_dict(weights)
+    return model, step
+
+
 def _weights(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("model."): tensor for name, tensor in without_moments(stored).items()}
 

@@ -16,7 +16,18 @@ import numpy.typing as npt
 from models.config import FRAMES_PER_S, NO_INPUT, STREAMS, TEXT_END_OF_PAD, TEXT_PAD
 from training.kokoro import Word
 from training.readings import any_of, any_word
-from training.roles import Names, Role, choose, fill, instantiate, load_common, load_role, renamed, role_names, slots_of
+from training.roles import (
+    Names,
+    Role,
+    choose,
+    fill,
+    instantiate,
+    load_common,
+    load_role,
+    renamed,
+    role_names,
+    told_slots,
+)
 from training.script import AGENT_VOICES, LIVE_S, Plan, Script, Turn, length_s
 from training.text_stream import text_stream
 
@@ -64,8 +75,7 @@ def _roles() -> tuple[str, ...]:
 
 def _names(role: Role, rng: np.random.Generator) -> Names:
     """Any words, as many as there were, for whatever a prompt tells."""
-    told = {slot for line in (role.prompt, *(each.fact for each in role.exchanges)) for slot in slots_of(line)}
     return {
         slot: {option: " ".join(any_word(rng) for _ in option.split()) for option in role.slots[slot]}
-        for slot in sorted(told - {"facts"})
+        for slot in sorted(told_slots(role))
     }

@@ -169,6 +169,13 @@ def lines_of(role: Role) -> list[str]:
     return lines
 
 
+def told_slots(role: Role) -> set[str]:
+    """The slots whose values a prompt tells, in its own words and in its facts."""
+    return {slot for line in (role.prompt, *(each.fact for each in role.exchanges)) for slot in slots_of(line)} - {
+        "facts"
+    }
+
+
 def other_names(role: Role, rng: np.random.Generator) -> Names:
     """Other values for all that a role's prompt tells, as many words each, but for those that users ask for by name.
 
@@ -176,9 +183,8 @@ def other_names(role: Role, rng: np.random.Generator) -> Names:
     prompt. With other values there, and in the text that it writes, it must: they are as many as the prompts. What the
     voice says instead is neither shown nor learnt.
     """
-    told = {slot for line in (role.prompt, *(each.fact for each in role.exchanges)) for slot in slots_of(line)}
     found = dict[str, dict[str, str]]()
-    for slot in sorted(told - {each.distinct for each in role.exchanges} - {"facts"}):
+    for slot in sorted(told_slots(role) - {each.distinct for each in role.exchanges}):
         options = allowed(role.slots[slot], "train")
         found[slot] = {}
         for length in sorted({len(option.split()) for option in options}):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from models.config import AUDIO_CODEBOOKS, FRAME_SAMPLES, NO_INPUT, STREAMS
 from models.demo_checkpoint import TOKENIZER
+from models.mimi import Mimi
 from models.prompt import AGENT, USER
 from models.tokenizer import TextTokenizer
 from training.bank import Bank
@@ -156,15 +157,21 @@ def wanted(scripts: Iterable[Script], bank: Bank) -> list[Said]:
     return [said for said, spoken in found.items() if spoken]
 
 
+def _own_codec(folder: Path, codec: Path) -> Mimi:
+    """The codec whose codes a folder holds. Raises ValueError if they are another one's."""
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    mimi, _ = load_codec(codec)
+    if about["codebooks"] != codes_digest(mimi.state_dict()):
+        raise ValueError(f"{folder} holds another codec's codes: run `python -m training.codes` first")
+    return mimi
+
+
 def load_pieces(folder: Path, codec: Path) -> Codec:
     """What is encoded in a folder, and what belongs to its codec.
 
     Raises ValueError if the codes there are another codec's.
     """
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    mimi, _ = load_codec(codec)
-    if about["codebooks"] != codes_digest(mimi.state_dict()):
-        raise ValueError(f"{folder} holds another codec's codes: run `python -m training.codes` first")
+    mimi = _own_codec(folder, codec)
     silence = load_file(folder / "voices.safetensors")["silence"].numpy().astype(np.int16)
     assert silence.shape == (AUDIO_CODEBOOKS,)
     return Codec(Pieces(folder), silence, between(mimi), TextTokenizer(TOKENIZER))
@@ -215,7 +222,7 @@ def main() -> None:
     scripts = {split: [script_of(plan, split, index, speakable) for index in range(count)] for split, count in sides}
     needed = wanted([script for side in scripts.values() for script in side], bank)
     try:
-        load_pieces(folder, arguments.codec)  # to another codec's, none are added
+        _own_codec(folder, arguments.codec)  # to another codec's, none are added
     except ValueError as problem:
         parser.error(str(problem))
     encode_missing(arguments.codec, folder, needed, arguments.workers)
